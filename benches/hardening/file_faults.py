@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import gc
 import hashlib
 import os
 import shutil
@@ -35,8 +36,9 @@ OFF, KILL, FAIL, SHORT = range(4)
 """Modes of the shim."""
 TRAIN = (
     "pretrain.steps=4", "pretrain.eval_every=2", "prune.steps=4", "prune.eval_every=2",
-    "continue.steps=4", "continue.eval_every=2", "training.checkpoint_every=2", "training.eval_tokens=128",
-    "training.final_eval_tokens=128", "training.device=cpu", "also_run=[]",
+    "continue.steps=4", "continue.eval_every=2", "training.checkpoint_every=2", "training.eval_tokens=64",
+    "training.final_eval_tokens=64", "training.device=cpu", "also_run=[]", "data.seq_len=32",
+    "pretrain.batch_size=2", "prune.batch_size=2", "continue.batch_size=2", "prune.calibration.tokens=512",
     "model.architecture.layers=2", "model.architecture.hidden=32", "model.architecture.heads=4",
     "model.architecture.kv_heads=2", "model.architecture.intermediate=48",
     "prune.target.layers=2", "prune.target.hidden=24", "prune.target.heads=2", "prune.target.intermediate=32",
@@ -57,6 +59,9 @@ class Fault:
         if name in ("kill", "short"):
             return cls(KILL if name == "kill" else SHORT)
         return cls(FAIL, getattr(errno, name.removesuffix("+")), name.endswith("+"))
+
+
+NO_FAULT = Fault(OFF)
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,23 @@ class Outcome:
     codes: dict[int, int] = field(default_factory=dict)
 
 
-def commands(source: Path) -> dict[str, Command]:
-    """Return the commands by name; ``source`` has text, a tokenizer, a finished run and its corpus."""
+def commands(source: Path, corpora: Path) -> dict[str, Command]:
+    """Return the commands by name; ``source`` has text, a tokenizer and a finished run, ``corpora`` the demo corpus."""
+    demo = next(path.parent for path in sorted(corpora.glob("demo-*/corpus.json")))
     train = [word for setting in TRAIN for word in ("--set", setting)]
     return {
         "train": Command(
             lambda out: ["train", "quickstart", "--out", str(out / "run"), "--resume", *train],
+            ("run/export/*.safetensors", "run/recipe.yaml"),
+            atomic=False,
+        ),
+        "train, 120 steps": Command(
+            lambda out: [
+                "train", "quickstart", "--out", str(out / "run"), "--resume", *train,
+                *(word for stage in ("pretrain", "prune", "continue") for word in (
+                    "--set", f"{stage}.steps=40", "--set", f"{stage}.eval_every=8",
+                )),
+            ],
             ("run/export/*.safetensors", "run/recipe.yaml"),
             atomic=False,
         ),
@@ -107,6 +123,21 @@ def commands(source: Path) -> dict[str, Command]:
         "report": Command(
             lambda out: ["report", str(source / "run"), "--out", str(out / "report.html")],
             ("report.html",),
+        ),
+        "teach": Command(
+            lambda out: [
+                "teach", str(demo), "--model", str(source / "run" / "export"), "--out", str(out / "teacher"),
+                "--rows", "6", "--block-rows", "2", "--seq-len", "32", "--device", "cpu", "--resume",
+            ],
+            ("teacher/**/*",),
+            atomic=False,
+        ),
+        "benchmark build": Command(
+            lambda out: [
+                "benchmark", "build", str(demo), str(out / "benchmark"), "--domain", "readme", "--per-domain", "12",
+            ],
+            ("benchmark/**/*",),
+            atomic=False,
         ),
     }  # fmt: skip
 
@@ -131,21 +162,32 @@ class Runner:
     def __init__(self, shim: ctypes.CDLL, log: Path) -> None:
         self.shim, self.log = shim, log
 
-    def run(self, arguments: list[str], folder: Path, fault: Fault, at: int) -> tuple[int, int]:
-        """Run the command line; the fault is at operation ``at`` from 1, 0 for none.
+    def start(self, arguments: list[str], folder: Path, fault: Fault, at: int) -> tuple[int, int]:
+        """Run the command line in a child; the fault is at operation ``at`` from 1, 0 for none.
 
         Returns:
-            Exit code (minus the signal if it was killed), and number of file operations (0 if it was killed).
+            Process id, and the pipe for :meth:`finish`.
         """
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             self._child(arguments, folder, fault, at, write)
         os.close(write)
+        return child, read
+
+    def finish(self, child: int, read: int) -> tuple[int, int]:
+        """Wait for a child.
+
+        Returns:
+            Exit code (minus the signal if it was killed), and number of file operations (0 if it was killed).
+        """
         with os.fdopen(read, "rb") as pipe:
             counted = pipe.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        return code, int(counted or 0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(counted or 0)
+
+    def run(self, arguments: list[str], folder: Path, fault: Fault, at: int) -> tuple[int, int]:
+        """Run the command line in a child and wait for it: :meth:`start`, :meth:`finish`."""
+        return self.finish(*self.start(arguments, folder, fault, at))
 
     def _child(self, arguments: list[str], folder: Path, fault: Fault, at: int, write: int) -> None:
         from drpruning.cli import main
@@ -197,7 +239,7 @@ def check(command: Command, place: Path, code: int, log: str, expected: str, fau
 def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, stride: int) -> Outcome:
     """Run all cases of one command and one fault."""
     place = new_place(scratch, corpora)
-    code, operations = runner.run(command.arguments(place), place, Fault(OFF), 0)
+    code, operations = runner.run(command.arguments(place), place, NO_FAULT, 0)
     expected = checksum(place, command.results)
     if code or not expected:
         raise SystemExit(f"the undisturbed command fails ({code}):\n{runner.log.read_text()}")
@@ -211,7 +253,7 @@ def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fau
         wrong = list(check(command, place, code, log, expected, fault))
         complete = checksum(place, command.results) == expected
         if not complete or (code != 0 and not command.atomic):
-            again, _ = runner.run(command.arguments(place), place, Fault(OFF), 0)
+            again, _ = runner.run(command.arguments(place), place, NO_FAULT, 0)
             if again != 0:
                 wrong.append(f"does not run again: {runner.log.read_text(errors='replace').strip()[-300:]}")
             if left := [path.name for path in place.rglob(".*.partial")]:
@@ -227,7 +269,7 @@ def make_source(runner: Runner, source: Path, corpora: Path) -> None:
     settings = [word for setting in TRAIN for word in ("--set", setting)]
     source.mkdir()
     place = new_place(source, corpora)
-    code, _ = runner.run(["train", "quickstart", "--out", str(source / "run"), *settings], place, Fault(OFF), 0)
+    code, _ = runner.run(["train", "quickstart", "--out", str(source / "run"), *settings], place, NO_FAULT, 0)
     if code:
         raise SystemExit(runner.log.read_text())
     for name, word in (("a", "left"), ("b", "right")):
@@ -259,10 +301,31 @@ def load_shim(program: str = "file_faults") -> ctypes.CDLL:
     return shim
 
 
+def import_package() -> Path:
+    """Import what the commands import, once, before the cases are forked; return the folder of the demo corpus."""
+    import scipy.optimize  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import drpruning.evaluation.benchmark.build
+    import drpruning.export.repair
+    import drpruning.prepare.preparation
+    import drpruning.report.page
+    import drpruning.train.run
+    import drpruning.train.teach  # noqa: F401
+    from drpruning.files import cache_folder
+    from drpruning.prepare.recipe_corpus import open_corpus
+    from drpruning.recipes import load_recipe
+
+    open_corpus(load_recipe("quickstart"))
+    gc.collect()
+    gc.freeze()  # or each child's collections would copy the objects of the imports
+    return cache_folder().absolute() / "corpora"
+
+
 def main() -> None:
     """Run the campaign of the command line; exit with 1 if a case fails."""
     parser = argparse.ArgumentParser(prog="python -m benches.hardening.file_faults", description=__doc__.split("\n")[0])
-    parser.add_argument("commands", nargs="*", help="of: train, prepare, export, report; default: all")
+    parser.add_argument("commands", nargs="*", help="of those that the table lists; default: all")
     parser.add_argument(
         "--faults", nargs="+", default=["kill"], help="kill, short, or error names such as EIO, ENOSPC+"
     )
@@ -270,15 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     shim = load_shim()
 
-    import transformers.models.llama.modeling_llama  # noqa: F401 - imported once, before the cases are forked
-
-    import drpruning.train.run  # noqa: F401
-    from drpruning.files import cache_folder
-    from drpruning.prepare.recipe_corpus import open_corpus
-    from drpruning.recipes import load_recipe
-
-    open_corpus(load_recipe("quickstart"))
-    corpora = cache_folder().absolute() / "corpora"
+    corpora = import_package()
     failed = 0
     print(
         "| command | fault | file operations | cases | exit codes | failures |\n|---|---|---|---|---|---|", flush=True
@@ -287,7 +342,7 @@ def main() -> None:
         scratch = Path(name)
         runner = Runner(shim, scratch / "log")
         make_source(runner, scratch / "source", corpora)
-        known = commands(scratch / "source")
+        known = commands(scratch / "source", corpora)
         for chosen in options.commands or known:
             for fault in options.faults:
                 outcome = campaign(runner, known[chosen], scratch, corpora, Fault.parse(fault), options.stride)

@@ -26,7 +26,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benches.hardening.file_faults import OFF, Fault, Runner, checksum, commands, load_shim, make_source
+from benches.hardening.file_faults import (
+    OFF,
+    Command,
+    Fault,
+    Runner,
+    checksum,
+    commands,
+    import_package,
+    load_shim,
+    make_source,
+)
 
 LOST, HALF, KEPT = range(3)
 HEAD = struct.Struct("=qqqiiii")
@@ -289,9 +299,8 @@ def checkpoint_scenario() -> Scenario:
     return Scenario(lambda folder: save(folder, 1), lambda folder: save(folder, 2), read)
 
 
-def command_scenario(name: str, runner: Runner, source: Path, scratch: Path) -> Scenario:
+def command_scenario(name: str, command: Command, runner: Runner, scratch: Path) -> Scenario:
     """Run a command that creates its results."""
-    command = commands(source)[name]
     place = scratch / "undisturbed"
     place.mkdir()
     code, _ = runner.run(command.arguments(place), place, Fault(OFF), 0)
@@ -394,20 +403,14 @@ def main() -> None:
         scratch = Path(name).resolve()
         runner = Runner(shim, scratch / "log")
         if chosen != ["checkpoint"]:
-            import transformers.models.llama.modeling_llama  # noqa: F401 - imported once, before commands are forked
-
-            import drpruning.train.run  # noqa: F401
-            from drpruning.files import cache_folder
-            from drpruning.prepare.recipe_corpus import open_corpus
-            from drpruning.recipes import load_recipe
-
-            open_corpus(load_recipe("quickstart"))
-            make_source(runner, scratch / "source", cache_folder().absolute() / "corpora")
+            corpora = import_package()
+            make_source(runner, scratch / "source", corpora)
+            known = commands(scratch / "source", corpora)
         for command in chosen:
             scenario = (
                 checkpoint_scenario()
                 if command == "checkpoint"
-                else command_scenario(command, runner, scratch / "source", scratch)
+                else command_scenario(command, known[command], runner, scratch)
             )
             recording = record(shim, scenario, scratch, scratch / "log")
             outcome = campaign(scenario, recording, scratch / "torn" / "place", options.random, options.reruns)

@@ -173,6 +173,18 @@ def test_llm_c_headers(tmp_path: Path) -> None:
         dp.Corpus({"x": path}, dtype="uint16")
 
 
+def test_big_endian_headers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(np.array([20240520, 1, 100] + [0] * 303, ">i4").tobytes())
+    with pytest.raises(CorpusError):
+        dp.Corpus({"x": path})
+    shutil.copy(MEGATRON / "uint16.bin", tmp_path / "a.bin")
+    index = (MEGATRON / "uint16.idx").read_bytes()
+    (tmp_path / "a.idx").write_bytes(index[:9] + index[9:17][::-1] + index[17:])  # the version of the format
+    with pytest.raises(CorpusError):
+        dp.Corpus({"x": tmp_path / "a"})
+
+
 @pytest.mark.parametrize("name", ["bytes", "shaped", "columns", "bytes-ragged", "shaped-ragged", "columns-ragged"])
 def test_every_byte_of_an_mds_head_is_checked(tmp_path: Path, name: str) -> None:
     """Change count, offsets and bytes before the first sample's tokens; ``rust/core/tests/mds.rs`` tries all values."""

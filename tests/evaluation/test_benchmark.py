@@ -116,6 +116,8 @@ class Unsteady:
 def test_a_stopped_build_resumes_and_gives_the_same_items(stories: Corpus, tmp_path: Path) -> None:
     plan = planned(stories, per_domain=20)
     build_benchmark(plan, tmp_path / "whole", offline(plan), Judge(), Prices())
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / f".{JOURNAL}.partial").write_text('{"form')  # what a kill before the first line leaves
     stopped = Unsteady(offline(plan), stop_after=25)
     with pytest.raises(KeyboardInterrupt):
         build_benchmark(plan, tmp_path / "parts", stopped, Judge(), Prices())
@@ -128,6 +130,7 @@ def test_a_stopped_build_resumes_and_gives_the_same_items(stories: Corpus, tmp_p
         assert (tmp_path / "parts" / f"{domain}.jsonl").read_bytes() == (
             tmp_path / "whole" / f"{domain}.jsonl"
         ).read_bytes()
+    assert not list((tmp_path / "parts").glob(".*"))
     more = planned(stories, per_domain=24)
     build_benchmark(more, tmp_path / "parts", offline(more), Judge(), Prices())
     assert len(items(tmp_path / "parts", "sky")) == 24

@@ -3,6 +3,8 @@
 //! `DRPRUNING_CASES=200000 cargo test --release --config profile.release.overflow-checks=true -p drpruning-core --test
 //! mutated -- --nocapture` runs more of them; `DRPRUNING_SEED` changes them.
 
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,12 +101,15 @@ fn read(shard: Shard) -> Result<(), Error> {
 fn campaign(name: &str, path: &Path, good: &[u8], act: impl Fn(u64) -> Result<(), Error>) -> u64 {
     let (cases, mut valid) = (number("DRPRUNING_CASES", 200), 0);
     let mut source = Source(0x9E37_79B9_7F4A_7C15 ^ number("DRPRUNING_SEED", 1));
+    let mut file = File::create(path).unwrap(); // open for all cases, which takes a quarter of the time off
     for case in 0..cases {
         let mut bytes = good.to_vec();
         if case > 0 {
             source.mutate(&mut bytes);
         }
-        std::fs::write(path, &bytes).unwrap();
+        file.rewind().unwrap();
+        file.write_all(&bytes).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
         match act(bytes.len() as u64) {
             Ok(()) => valid += 1,
             Err(Error::Corpus { .. }) => {}

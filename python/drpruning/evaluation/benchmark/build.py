@@ -279,6 +279,11 @@ def _settings(plan: BenchmarkPlan, generator: Generator, judge: Judge) -> dict[s
     }
 
 
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file of a folder is not what a build leaves that was killed while it wrote its first line."""
+    return not (path.name.startswith(f".{JOURNAL}.") and path.name.endswith(".partial"))
+
+
 def _open(folder: Path, settings: dict[str, Any]) -> BuildProgress:
     """Read the progress of the folder, or create its journal.
 
@@ -289,7 +294,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> BuildProgress:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     head = {"format": FORMAT, "digest": digest, "settings": settings}
     if not journal.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
             raise StateError(f"{folder} is not empty and has no {JOURNAL} of a benchmark", "Give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(journal, json.dumps(head, ensure_ascii=False) + "\n")
