@@ -5,7 +5,7 @@
 The ranks are forked from one process that has imported the package, and joined by the variables that `torchrun` sets;
 no `torchrun` ends the others. A journal has a line for each case, and the next invocation continues with the next seed.
 Prints a row for each signal, with the longest time until the others had ended; exits with 1 if none of the others names
-the lost rank, or if the resumed run ends with other weights.
+the lost rank (or, before the ranks have joined, that some have not), or if the resumed run ends with other weights.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def case(ranks: Ranks, place: Path, name: str, seed: int, whole: tuple[float, st
     failures = ["traceback" for rank in others if "Traceback" in logs[rank]]
     if sent:
         failures += [f"exit code {codes[rank]}: {logs[rank][-300:]}" for rank in others if codes[rank] not in (0, LOST)]
-        named = any(f"rank {lost}" in logs[rank] for rank in others)
+        named = any(f"rank {lost}" in logs[rank] or "cannot join the others" in logs[rank] for rank in others)
         failures += (
             [] if named or all(codes[rank] == 0 for rank in others) else [f"not named: {logs[others[0]][-300:]}"]
         )
