@@ -16,10 +16,10 @@ from plan import planned_peaks
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from drpruning.corpus import Corpus
-from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_shape
 from drpruning.pruning import Target
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.records import Record, StepTaken
 from drpruning.run_folder import RunFolder
 from drpruning.train.base_model import build, corpus_tokenizer

@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ArchitectureConfig, RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_per_token, peak_flops, peak_of_gpu
+from drpruning.flops import peak_flops, peak_of_gpu
 from drpruning.formatting import duration
 from drpruning.progress import STEP_LINE_SECONDS, ProgressLine
 from drpruning.pruning import Target, parameter_count
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.records import Incident, StepTaken, read_records
 from drpruning.train.base_model import describe
 from drpruning.train.metrics import losses_by_domain

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.export.extract import KeptUnits, unit_indices
 from drpruning.pruning.architecture_spec import Dimension, Part
 from drpruning.pruning.architectures import architecture_of, experts_per_token, projections_of
+from drpruning.pruning.extract import KeptUnits, unit_indices
 from drpruning.pruning.verification import TinyModels, tiny_config
 
 if TYPE_CHECKING:

@@ -35,9 +35,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drpruning.config import DistillConfig
-from drpruning.export.extract import KeptUnits
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.async_copy import copy_to_device
+from drpruning.pruning.extract import KeptUnits
 from drpruning.train.model_runtime import ModelRuntime, runtime_of
 from drpruning.train.model_structure import block_output, decoder_blocks
 from drpruning.train.teacher_files import SampledTargets, StoredTeacher, TeacherIdentity

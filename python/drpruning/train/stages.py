@@ -18,7 +18,6 @@ import torch
 
 from drpruning.config import ContinueConfig, DistillConfig, PruneConfig, RunConfig, StageConfig
 from drpruning.errors import StateError
-from drpruning.export.extract import KeptUnits, pruned_config
 from drpruning.files import new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
@@ -26,6 +25,7 @@ from drpruning.hf.models import build_on_meta, disk_errors
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.extract import KeptUnits, pruned_config
 from drpruning.pruning.sizes import expected_sparsity
 from drpruning.pruning.target import Protected
 from drpruning.records import (

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from drpruning.cli.render.result import CommandResult
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, SolverError
-from drpruning.flops import FORWARD, TRAINING, FlopCounts, products_per_token
+from drpruning.flops import FORWARD, TRAINING, FlopCounts
 from drpruning.formatting import NONE, count, flops_in_words, number, shares_in_words, signed
 from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
 from drpruning.planning.accelerators import UTILISATION, peak_flops, step_seconds, utilisation
 from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.recipe import RecipePlan, plan_recipe
 from drpruning.planning.search import NOMINAL, ShapeCosts
+from drpruning.pruning.model_flops import products_per_token
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import choose_columns, print_table
