@@ -266,7 +266,7 @@ def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: b
     help="Licence of the finished model, by its identifier on the hub.  [default: that of the base model's card, in "
     "its folder or in the hub's cache]",
 )
-@click.option("--force", is_flag=True, help="Replace a card that exists; without it the card is kept as it is.")
+@click.option("--force", is_flag=True, help="Replace a card that exists; without it the card is kept.")
 @click.option(
     "--push-to-hub",
     "repository",

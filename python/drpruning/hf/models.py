@@ -40,7 +40,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def weight_file_errors(folder: Path) -> Iterator[None]:
     """Raise what safetensors raises in the block as :class:`DiskError`: its files are written outside of Python.
 
     Raises:

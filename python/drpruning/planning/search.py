@@ -219,11 +219,11 @@ def _last_within(shape: dict[str, int], widths: list[int], costs: ShapeCosts, bu
 
     Every cost grows with intermediate, so widths within the limits come first.
     """
-    most = bisect_left(widths, True, key=lambda width: _over(costs(shape | {"intermediate": width}), budget) > 0)
+    most = bisect_left(widths, True, key=lambda width: _log_overrun(costs(shape | {"intermediate": width}), budget) > 0)
     return widths[max(0, most - 4) : max(1, most)] if widths else []
 
 
-def _over(candidate: Candidate, budget: Budget) -> float:
+def _log_overrun(candidate: Candidate, budget: Budget) -> float:
     """Return the largest logarithm of cost / limit; at most 0 if all limits are met."""
     limits: list[tuple[float, float | None]] = [
         (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
@@ -238,7 +238,7 @@ def _miss(candidate: Candidate, budget: Budget) -> float:
     short = 0.0
     if budget.parameters is not None and budget.cache_bytes is None and budget.decode_seconds is None:
         short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
-    return max(0.0, _over(candidate, budget), short)
+    return max(0.0, _log_overrun(candidate, budget), short)
 
 
 def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
-from drpruning.hf.models import disk_errors, load
+from drpruning.hf.models import load, weight_file_errors
 from drpruning.pruning.architecture_spec import Dimension
 from drpruning.pruning.architectures import Weight, architecture_of, head_dim_of, weights_of
 from drpruning.pruning.masked_modules import Masks
@@ -61,21 +61,21 @@ class KeptUnits:
     def of(cls, masks: Masks, source: Target) -> KeptUnits:
         """Return the units that ``masks`` keep of a model of shape ``source``; a kind without a mask keeps all."""
         sizes = source.sizes()
-        layers = _kept(masks.get("layer"), sizes["layers"])
+        layers = _kept_indices(masks.get("layer"), sizes["layers"])
         heads, intermediate = masks.get("head"), masks.get("intermediate")
-        hidden = _kept(masks.get("hidden"), sizes["hidden"])
-        groups = [_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
+        hidden = _kept_indices(masks.get("hidden"), sizes["hidden"])
+        groups = [_kept_indices(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
         width = sizes["intermediate"]
         if "experts" not in sizes:
-            units = [_kept(None if intermediate is None else intermediate[block], width) for block in layers]
+            units = [_kept_indices(None if intermediate is None else intermediate[block], width) for block in layers]
             return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units)
         expert = masks.get("expert")
-        experts = [_kept(None if expert is None else expert[block], sizes["experts"]) for block in layers]
+        experts = [_kept_indices(None if expert is None else expert[block], sizes["experts"]) for block in layers]
         units = [
             [
                 number * width + unit
                 for number in chosen
-                for unit in _kept(None if intermediate is None else intermediate[block, number], width)
+                for unit in _kept_indices(None if intermediate is None else intermediate[block, number], width)
             ]
             for block, chosen in zip(layers, experts, strict=True)
         ]
@@ -289,7 +289,7 @@ def write_pruned_model(
     """
     tensors = {name: value.cpu().contiguous() for name, value in decisions.tensors.items()}
     try:
-        with new_folder(folder) as unfinished, disk_errors(folder):
+        with new_folder(folder) as unfinished, weight_file_errors(folder):
             model.save_pretrained(unfinished, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(unfinished)
@@ -314,7 +314,7 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
     loaded = load(model, getattr(torch, dtype))
     source = Path(model)
     try:
-        with new_folder(folder) as unfinished, disk_errors(folder):
+        with new_folder(folder) as unfinished, weight_file_errors(folder):
             loaded.save_pretrained(unfinished, max_shard_size=max_shard_size)
             names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
             for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
@@ -334,7 +334,7 @@ def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> 
     return pruned
 
 
-def _kept(mask: Tensor | None, size: int) -> list[int]:
+def _kept_indices(mask: Tensor | None, size: int) -> list[int]:
     return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
 
 

@@ -178,7 +178,7 @@ class Distiller:
         if not present:
             return computed
         read = self._on_device(self.stored, domains[present], numbers[present], tokens_BT.device)
-        return _merged(read, computed, present, absent)
+        return _merge_targets(read, computed, present, absent)
 
     @staticmethod
     def _on_device(
@@ -324,7 +324,7 @@ def top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor
     return torch.cat(indices), torch.cat(logs)
 
 
-def _merged(
+def _merge_targets(
     read: tuple[Tensor, Tensor], computed: tuple[Tensor, Tensor], present: Sequence[int], absent: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return the targets of a whole micro-batch, from those of its rows ``present`` and ``absent``."""

@@ -21,7 +21,7 @@ from drpruning.errors import StateError
 from drpruning.files import new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
-from drpruning.hf.models import build_on_meta, disk_errors
+from drpruning.hf.models import build_on_meta, weight_file_errors
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
@@ -106,7 +106,7 @@ def prune(context: TrainContext, base: Base) -> None:
 def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     enter_phase(context.ranks, "the start of the prune stage")
     settings = context.config.pruning
-    base = with_reference_losses(context, "prune", base)
+    base = with_base_losses(context, "prune", base)
     noise = torch.Generator().manual_seed(step_seed(context.config.seed, "gates", 0))
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
@@ -118,7 +118,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
         init_gates(context, masked, measure)
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
-    context.sink.write(_kept(masked, context))
+    context.sink.write(_kept_record(masked, context))
     context.ranks.mark("the export of the pruned model")
     in_one = gather_model(masked, context.ranks, partial(masked_model, settings))
     adjust = None if settings.repair is None else partial(repair_pruned, context, settings.repair)
@@ -172,7 +172,7 @@ def continue_pretraining(context: TrainContext, base: Base | None) -> None:
 
 def _continue_into(exported: Path, context: TrainContext, base: Base | None) -> None:
     enter_phase(context.ranks, "the start of the continue stage")
-    base = None if base is None else with_reference_losses(context, "continue", base)
+    base = None if base is None else with_base_losses(context, "continue", base)
     pruned = None if context.config.prune is None else context.folder.pruned
     start = pruned or (None if base is None else base.source)
     model = context.place_model(_new_model(context)) if start is None else context.load_model(start)
@@ -357,7 +357,7 @@ def _continues_mixture(context: TrainContext, name: str, base: Base | None) -> b
     return name == "continue" and base is not None and set(context.config.mixture.stages) == {"prune", "continue"}
 
 
-def with_reference_losses(context: TrainContext, name: str, base: Base) -> Base:
+def with_base_losses(context: TrainContext, name: str, base: Base) -> Base:
     """Return the base with its losses on the validation rows, where the strategy needs them.
 
     Call this before the stage's model is placed: the base does not fit next to that model and its optimizer.
@@ -411,7 +411,7 @@ def save_model(context: TrainContext, model: Any, target: Path, *, may_exist: bo
 
     def publish() -> None:
         with suppress(*([FileExistsError] if may_exist else [])), new_folder(target) as partial_folder:
-            with disk_errors(target):
+            with weight_file_errors(target):
                 in_one.save_pretrained(partial_folder)
             if context.tokenizer is not None:
                 context.tokenizer.save_pretrained(partial_folder)
@@ -446,7 +446,7 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
     )
 
 
-def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
+def _kept_record(masked: MaskedModel, context: TrainContext) -> Kept:
     units: dict[str, Any] = {
         "source": masked.source.sizes(),
         "target": masked.target.sizes(),
