@@ -43,7 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig
 
 from drpruning.config import TrainingConfig
-from drpruning.export.model_folder import write_model
+from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import build_on_meta, saved_tensors
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.planning.memory import SimulatedStage, phases_of

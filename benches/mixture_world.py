@@ -198,7 +198,7 @@ class World:
         return self.excess(self.amounts(consumed))
 
     def amounts(self, consumed: Vector) -> Vector:
-        """Return the amounts of text in parts of a base run, after so many tokens of this run."""
+        """Return the amounts of text in parts of a base run, after a number of tokens of this run."""
         return self.start + RUN * consumed / TOKENS
 
 

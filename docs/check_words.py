@@ -39,6 +39,12 @@ WRITE_INSTEAD = {
     r"settled?|settles": "flush; final; static",
     r"set(?:s|ting)? aside": "hold out",
     r"mends?|mended": "fix",
+    r"(?:as (?:it|they) (?:is|are)|as it was)(?=$|[.,;:)\"'`])": "unchanged; raw",
+    r"(?:after|for|with|within|at most|the mean of|the median of|of) so many": "the number",
+    r"(?:cannot|can|does not|do not) know": "has no; lacks",
+    r"reads? ahead|reading ahead": "prefetch",
+    r"the other way round|thus|whence|therein|thereby|whereby": "vice versa; so; by which",
+    r"gets? somewhere|cousins?|the trap|nothing of this|cut short|(?:written|writes?) aside": "a literal statement",
     r"by and by|for good|as it were|so to speak|to and fro": "a plain adverb, or nothing",
 }
 PATTERNS = [

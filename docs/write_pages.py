@@ -102,7 +102,7 @@ MODELS = {
 
 
 def architectures_page() -> str:
-    """docs/architectures.md: the page as it is, with the table of supported architectures written again."""
+    """docs/architectures.md: the page, with the table of supported architectures written again."""
     page = Path(__file__).with_name("architectures.md").read_text(encoding="utf-8")
     before, rest = page.split("<!-- table -->\n", 1)
     after = rest.split("<!-- end of table -->\n", 1)[1]

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpruning import STRATEGIES, Constant, DRPruning, LearningRates, LossTable, read_losses
-from drpruning.advice import Advice, Tally
+from drpruning.advice import Advice, UpdateSummary
 from drpruning.errors import ConfigError, DrpruningError, StateError
 from drpruning.mixture import Bounds, CVaR, build, settings_of
 
@@ -76,7 +76,7 @@ def test_in_pieces_as_in_one_go(strategy: str, data: st.DataObject, tmp_path_fac
         advice = Advice.read(path)
         everything = data.draw(st.booleans())
         tally = advice.take(table_of(rows[0 if everything else before : cut]))
-        assert tally == Tally(new=cut - before, known=before if everything else 0)
+        assert tally == UpdateSummary(new=cut - before, known=before if everything else 0)
         advice.write(path)
         before = cut
     assert Advice.read(path) == whole
@@ -84,10 +84,10 @@ def test_in_pieces_as_in_one_go(strategy: str, data: st.DataObject, tmp_path_fac
 
 def test_rows_seen_changed_and_too_late() -> None:
     advice = begun()
-    assert advice.take(table_of([(1000, curve(1000)), (3000, curve(3000))])) == Tally(new=2)
+    assert advice.take(table_of([(1000, curve(1000)), (3000, curve(3000))])) == UpdateSummary(new=2)
     answer = advice.update
     rows = [(1000, curve(1000)), (2000, curve(2000)), (3000, [9.0, 9.0, 9.0])]
-    assert advice.take(table_of(rows)) == Tally(known=2, changed=1, late=1)
+    assert advice.take(table_of(rows)) == UpdateSummary(known=2, changed=1, late=1)
     assert advice.update == answer
     assert [row.tokens for row in advice.counted] == [1000, 3000]
 

@@ -234,7 +234,7 @@ def test_a_point_that_is_no_mixture_at_all_is_refused() -> None:
 
 
 def interior_point(problem: str, values: Vector, p: Vector, rho: float, floor: float) -> Vector:
-    """Clarabel, a conic interior-point solver, on the problem as it is stated."""
+    """Clarabel, a conic interior-point solver, on the stated problem."""
     q = cvxpy.Variable(p.size)
     ball = cvxpy.sum_squares(cvxpy.multiply(1 / np.sqrt(p), q - p)) <= 2 * rho
     objective = cvxpy.Maximize(values @ q) if problem == "worst_case" else cvxpy.Minimize(cvxpy.sum_squares(q - values))

@@ -1,12 +1,20 @@
-"""`import drpruning` and the sampler need numpy and nothing else."""
+"""`import drpruning` and the sampler need numpy and nothing else; imports run down the rows of CONTRIBUTING."""
 
+import ast
+import graphlib
+import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
 
 import drpruning
 
 HEAVY = ("torch", "transformers", "scipy", "pydantic")
+PACKAGE = Path(drpruning.__file__).parent
+FOLDERS = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 
 def run(code: str) -> str:
@@ -63,3 +71,57 @@ def test_every_public_name_is_there_and_listed() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(drpruning, "no_such_name")
+
+
+def imports() -> dict[str, set[str]]:
+    """Return the modules that each module imports: at its top, in functions, and for type checkers only."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found[name] = set(imported(ast.parse(path.read_text(encoding="utf-8")), package, set(files))) - {name}
+    return found
+
+
+def imported(tree: ast.Module, package: str, modules: set[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                module = f"{source}.{alias.name}"
+                yield from (each for each in ([module] if module in modules else [source]) if each in modules)
+
+
+def part_of(module: str) -> str:
+    """Return the folder or the file of the package that holds ``module``; empty for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def rows() -> dict[str, int]:
+    """Return the row of each folder and file of the package in the table of CONTRIBUTING."""
+    lines = FOLDERS.read_text(encoding="utf-8").split("| path |")[1].split("\n\n")[0].split("\n")
+    paths = [re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in lines if line.startswith("| `")]
+    return {path: row for row, names in enumerate(paths) for path in names}
+
+
+def test_no_imports_form_a_circle() -> None:
+    # What `drpruning` exports it imports at first use, so that a module may import `drpruning.__version__`.
+    found = {module: targets for module, targets in imports().items() if module != "drpruning"}
+    assert len(found) > 250
+    graphlib.TopologicalSorter(found).prepare()  # CycleError names the circle
+
+
+def test_imports_run_down_the_rows_of_contributing() -> None:
+    row = rows()
+    found = {module: targets for module, targets in imports().items() if part_of(module) not in ("", "__main__")}
+    assert {part_of(module) for module in found} <= set(row), "a folder or file has no row in CONTRIBUTING"
+    upward = [
+        f"{module} imports {target}"
+        for module, targets in found.items()
+        for target in sorted(targets - {"drpruning"})
+        if row[part_of(target)] > row[part_of(module)]
+    ]
+    assert upward == []

@@ -14,8 +14,8 @@ from drpruning.intervals import (
     Array,
     Difference,
     DomainResamples,
-    Resampled,
-    Support,
+    GroupSupport,
+    ResampledRatios,
     few_groups,
     paired_difference,
     ratio_standard_error,
@@ -38,10 +38,12 @@ def test_a_bootstrap_over_three_seeds_would_not_cover() -> None:
     assert np.mean((pairs.min(axis=1) < 0) & (pairs.max(axis=1) > 0)) == pytest.approx(0.75, abs=0.01)
 
 
-def over_documents(values: Array, groups: NDArray[np.int64] | None = None, weights: Array | None = None) -> Resampled:
+def over_documents(
+    values: Array, groups: NDArray[np.int64] | None = None, weights: Array | None = None
+) -> ResampledRatios:
     """Resample the mean of one domain."""
     resamples = DomainResamples(np.ones_like(values) if weights is None else weights, groups, np.random.default_rng(0))
-    return Resampled.of([(resamples, values[None], np.ones(1))])
+    return ResampledRatios.of([(resamples, values[None], np.ones(1))])
 
 
 def test_seeds_alone_give_student_s_interval() -> None:
@@ -133,8 +135,8 @@ def test_the_error_of_a_ratio_covers_it() -> None:
 
 
 def test_few_groups_are_named() -> None:
-    heavy = Difference(-1.0, 0.1, support=Support(1, 12, 0.75))
-    many = Difference(-1.0, 0.1, support=Support(0, 80, 0.75))
+    heavy = Difference(-1.0, 0.1, support=GroupSupport(1, 12, 0.75))
+    many = Difference(-1.0, 0.1, support=GroupSupport(0, 80, 0.75))
     reason = few_groups([many, heavy], ["web", "code"], mean=False)
     assert reason == "12 groups of documents in code, one with 75% of the variance"
     assert few_groups([heavy], ["web", "code"], mean=True) == ""

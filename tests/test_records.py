@@ -85,7 +85,7 @@ EXAMPLES: list[Record] = [
 
 
 @pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.kind)
-def test_every_kind_comes_back_as_it_was(record: Record) -> None:
+def test_every_kind_comes_back_unchanged(record: Record) -> None:
     assert from_json(to_json(record, now=0.0)) == record
 
 
@@ -117,11 +117,11 @@ def test_whole_numbers_are_good_floats() -> None:
 
 
 @pytest.mark.parametrize("kind", ["from_the_future", "", 7, ["step"], None])
-def test_kinds_it_does_not_know_are_none(kind: object) -> None:
+def test_unknown_kinds_are_none(kind: object) -> None:
     assert from_json(json.dumps({"kind": kind})) is None
 
 
-def test_fields_it_does_not_know_are_left_out() -> None:
+def test_unknown_fields_are_left_out() -> None:
     body = json.loads(to_json(STEP, now=0.0)) | {"colour": "red"}
     assert from_json(json.dumps(body)) == STEP
 

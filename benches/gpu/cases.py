@@ -226,7 +226,7 @@ def _parts() -> Iterator[Case]:
         settings = {"training.weight_format": weights, "training.optimizer_state_format": moments}
         name = f"optimizer's step, {weights} weights, {moments} moments"
         yield Case(name, "optimizer", 120, "llama2-7b-to-1.3b", settings=settings)
-    # 100 times what a 7B prune stage takes: less than 1% of its step if nothing were read ahead
+    # 100 times what a 7B prune stage takes: less than 1% of its step without prefetch
     enough: dict[str, Bound] = {"tokens_per_second": ("at least", 1_400_000)}
     for rows in (BATCH, 256):
         yield Case(f"loader, {rows} rows", "loader", 90, settings={"continue.batch_size": rows}, targets=enough)

@@ -24,7 +24,7 @@ from drpruning.train.optimizers.quantized_moments import BLOCK
 STEPS = 8
 BATCHES, LONGEST = 200, 20.0  # batches that are read, and seconds for them
 READ_AND_WRITTEN = {"float32": 4.0, "bfloat16": 2.0, "bfloat16+low16": 4.0, "int8": 1 + 4 / BLOCK}
-"""Bytes of a number as it is kept: a weight, or one of the two moments."""
+"""Bytes of a stored number: a weight, or one of the two moments."""
 LARGE = 6_738_415_616
 """Parameters of Llama-2-7B, for which the time of a step is also given."""
 

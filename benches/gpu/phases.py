@@ -32,7 +32,7 @@ from drpruning.run_folder import RunFolder
 from drpruning.train import calibration, loop, stages
 from drpruning.train.base_model import build
 from drpruning.train.context import TrainContext
-from drpruning.train.preflight import Checked, checkpoint_bytes
+from drpruning.train.preflight import PreflightResult, checkpoint_bytes
 from drpruning.train.run import build_context
 from drpruning.train.stages import begin_stage, get_base, masked_model, prune
 
@@ -188,7 +188,7 @@ def _opened(config: RunConfig, corpus: Path, folder: Path) -> Iterator[TrainCont
     source = transformers_config(shape, Target.of(shape).sizes())  # type: ignore[arg-type] # has what is read
     folder.mkdir(exist_ok=True)
     opened = Corpus.open(corpus)
-    checked = Checked(config, opened, source, corpus_tokenizer(opened), task_eval=None)
+    checked = PreflightResult(config, opened, source, corpus_tokenizer(opened), task_eval=None)
     with build_context(checked, RunFolder(folder)) as context:
         yield context
 

@@ -9,7 +9,7 @@ import torch
 from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.recipes import parse_recipe
-from drpruning.train.base_model import build, describe
+from drpruning.train.base_model import build, model_config
 
 
 def with_random_base(config: RunConfig, corpus: Path, folder: Path) -> RunConfig:
@@ -18,6 +18,6 @@ def with_random_base(config: RunConfig, corpus: Path, folder: Path) -> RunConfig
     assert opened.tokenizer is not None
     assert architecture is not None
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # on a GPU in a moment
-        model = build(describe(architecture, opened.tokenizer.vocab_size, opened.end_token), 0)
+        model = build(model_config(architecture, opened.tokenizer.vocab_size, opened.end_token), 0)
     model.bfloat16().save_pretrained(folder)
     return parse_recipe(config.to_dict() | {"model": {"source": str(folder)}})

@@ -16,15 +16,15 @@ from plan import planned_peaks
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from drpruning.corpus import Corpus
-from drpruning.flops import flops_per_token
 from drpruning.planning.model_shape import transformers_config
 from drpruning.planning.recipe import source_shape
 from drpruning.pruning import Target
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.records import Record, StepTaken
 from drpruning.run_folder import RunFolder
 from drpruning.train.base_model import build, corpus_tokenizer
 from drpruning.train.loop import run_stage
-from drpruning.train.preflight import Checked
+from drpruning.train.preflight import PreflightResult
 from drpruning.train.run import build_context
 from drpruning.train.stages import begin_stage, masked_model
 
@@ -182,7 +182,7 @@ def measure_steps(case: Case, corpus: Path, work: Path, *, tiny: bool = False) -
     saved = work / "checkpoints" / f"{case.stage}-{WARM + SAVED_AFTER:09d}" if case.checkpoint else None
     watch = Watch(0.0 if tiny else SECONDS, saved)
     opened = Corpus.open(corpus)
-    checked = Checked(config, opened, source, corpus_tokenizer(opened), task_eval=None)
+    checked = PreflightResult(config, opened, source, corpus_tokenizer(opened), task_eval=None)
     with build_context(checked, RunFolder(work), watchers=[watch]) as context, suppress(Enough):
         with context.device:  # on a GPU in a moment
             model = build(source, 0)

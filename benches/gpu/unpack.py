@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 def unpack(archive: Path, folder: Path) -> list[str]:
     """Fills ``folder/site``, to be put on PYTHONPATH, and ``folder/bench``.
 
-    A distribution that the interpreter has already stays as it is, whatever its version: torch and transformers there
+    A distribution that the interpreter has already does not change, whatever its version: torch and transformers there
     were installed along with it. The package itself always comes from the archive.
 
     Returns:

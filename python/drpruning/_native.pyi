@@ -17,6 +17,7 @@ __all__ = [
     "BallSolutions",
     "LawFit",
     "Sampler",
+    "SamplerState",
     "TokenReader",
     "__version__",
     "find_documents",
@@ -154,6 +155,19 @@ class BallSolutions:
     def at_floor(self) -> NDArray[np.bool_]: ...
 
 @final
+class SamplerState:
+    """The state of a sampler: batches drawn, and for each domain rows drawn, weight and credit, in units of 2^-42."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def rows(self) -> list[int]: ...
+    @property
+    def weights(self) -> list[int]: ...
+    @property
+    def credit(self) -> list[int]: ...
+
+@final
 class Sampler:
     """The sampler and prefetch queue of one rank; see `drpruning.DomainSampler`."""
 
@@ -185,11 +199,11 @@ class Sampler:
     def weights(self) -> list[float]:
         """Return the mixture of the next batch."""
 
-    def state(self) -> tuple[int, list[int], list[int], list[int]]:
-        """Return step, rows drawn, weights and credits; the last two in units of 2^-42."""
+    def state(self) -> SamplerState:
+        """Return the state to save."""
 
-    def restore(self, step: int, drawn: Sequence[int], weights: Sequence[int], credit: Sequence[int]) -> None:
-        """Resume from a state, and discard prefetched batches."""
+    def restore(self, *, step: int, rows: Sequence[int], weights: Sequence[int], credit: Sequence[int]) -> None:
+        """Resume from the attributes of a state, and discard prefetched batches."""
 
     def skip(self, steps: int) -> None:
         """Skip `steps` batches, and discard prefetched batches."""

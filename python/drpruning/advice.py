@@ -28,7 +28,7 @@ FORMAT, VERSION = "drpruning-advice", 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class CountedEvaluation:
     """An evaluation that the strategy has read, and the mixture that it chose; lists are in the order of the domains.
 
     Attributes:
@@ -51,7 +51,7 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class UpdateSummary:
     """Numbers of rows of a table.
 
     Attributes:
@@ -98,7 +98,7 @@ class Advice:
     final_tokens: int | None
     reading: dict[str, Any]
     state: State
-    counted: list[Counted] = field(default_factory=list)
+    counted: list[CountedEvaluation] = field(default_factory=list)
     update: Update | None = None
     learning_rates: str | dict[str, list[float]] | None = None
     standard_errors: dict[str, float] | None = None
@@ -153,11 +153,11 @@ class Advice:
         """Return tokens and learning rate of the evaluations that have one."""
         return [(row.tokens, row.rate) for row in self.counted if row.rate is not None]
 
-    def take(self, table: LossTable) -> Tally:
+    def take(self, table: LossTable) -> UpdateSummary:
         """Update the strategy with the evaluations of ``table`` that come after those of earlier tables.
 
         Raises:
-            StateError: The table counts tokens where the earlier ones counted steps, or the other way round.
+            StateError: The table counts tokens where the earlier ones counted steps, or vice versa.
             ConfigError: As :meth:`schedule`.
             DrpruningError: An error of the strategy; the state is then unchanged.
         """
@@ -190,7 +190,7 @@ class Advice:
                 seen = replace(seen, learning_rates=schedule, standard_errors=errors)  # noqa: PLW2901
                 state, update = strategy.update(state, seen)
                 counted.append(
-                    Counted(
+                    CountedEvaluation(
                         step=seen.step,
                         tokens=seen.tokens,
                         params=seen.params,
@@ -203,7 +203,7 @@ class Advice:
         self.state, self.update, self.counts_tokens = state, update, table.counts_tokens
         self.learning_rates = learning_rates
         self.counted += counted
-        return Tally(new=len(counted), known=known, changed=changed, late=late)
+        return UpdateSummary(new=len(counted), known=known, changed=changed, late=late)
 
     def table(self) -> LossTable:
         """Return the table of the evaluations so far, at least one."""
@@ -250,7 +250,7 @@ class Advice:
             matches = False
         if not matches:
             raise StateError(f"{where} is damaged: its checksum does not match", restart)
-        advice = cls._parsed(body, where, restart)
+        advice = cls._from_body(body, where, restart)
         try:
             advice._check()
         except DrpruningError as error:
@@ -258,7 +258,7 @@ class Advice:
         return advice
 
     @classmethod
-    def _parsed(cls, body: Mapping[str, Any], where: str, restart: str) -> Advice:
+    def _from_body(cls, body: Mapping[str, Any], where: str, restart: str) -> Advice:
         """Return the content of a file if it has the entries and types of this class; raise StateError otherwise."""
         from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only a stored state needs it
 

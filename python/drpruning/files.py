@@ -257,7 +257,7 @@ def open_regular_file(path: Path) -> BufferedReader:
     """Open a regular file for reading, with an error for symbolic links, and for pipes, which would block.
 
     Raises:
-        OSError: ``path`` is no regular file, or cannot be read.
+        OSError: ``path`` is not a regular file, or cannot be read.
     """
     handle = _open_unless_link(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
     if not stat.S_ISREG(os.fstat(handle).st_mode):

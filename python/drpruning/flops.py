@@ -1,20 +1,13 @@
-"""Floating point operations of models, by purpose, and peaks of devices: cost, and model FLOPs utilisation (MFU)."""
+"""Floating point operations by purpose and of one block, and peaks of devices; `pruning/model_flops.py` has models."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
-
-from drpruning.pruning import architectures
-from drpruning.pruning.architecture_spec import entries
-from drpruning.pruning.target import entries_along
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-    from drpruning.config import MeasuresConfig, RunConfig
 
 PEAKS = {
     "B200": 2250e12,
@@ -43,9 +36,10 @@ FORWARD, TRAINING = 2, 6
 class FlopCounts:
     """Floating point operations of a stage or a run, by purpose. All but ``evaluation`` are charged to the method.
 
-    The counts are model FLOPs, by :func:`products_per_token` for every token of a row. Look-ups, norms, activations,
-    softmaxes, losses, optimizer and the recomputation of activation checkpointing count nothing. Steps that were
-    lost (before a rollback, or between the last checkpoint and a kill) are not counted; skipped steps are.
+    The counts are model FLOPs of every token of a row, by the functions of :mod:`drpruning.pruning.model_flops`.
+    Look-ups, norms, activations, softmaxes, losses, optimizer and the recomputation of activation checkpointing count
+    nothing. Steps that were lost (before a rollback, or between the last checkpoint and a kill) are not counted;
+    skipped steps are.
 
     Attributes:
         training: Training steps of the student, 6 for each weight: 2 forward, 4 backward. Under masks, the weights
@@ -53,9 +47,9 @@ class FlopCounts:
             computed although their mask is zero. A loss on residual streams adds no product.
         probes: The same, in the steps of a strategy's probes.
         teacher: Forward passes of the teacher, 2 for each weight.
-        importance: Passes that score units before the prune stage; see :func:`importance_flops_per_token`.
-        repair: Forward passes and products of ``prune.repair``, charged at the start of the prune stage; see
-            :func:`repair_flops_per_token`.
+        importance: Passes that score units before the prune stage, as of ``importance_flops_per_token``.
+        repair: Forward passes and products of ``prune.repair``, charged at the start of the prune stage, as
+            of ``repair_flops_per_token``.
         evaluation: Forward passes on held-out rows between the steps, of a masked model at its expected sizes. The
             measurements of finished models and their tasks are not counted.
 
@@ -86,31 +80,6 @@ class FlopCounts:
         return cls(**{part.name: counts[part.name] for part in fields(cls) if part.name in counts})
 
 
-def products_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
-    """Return the products (multiply-adds) of a token's forward pass; one is :data:`FORWARD` operations.
-
-    The embedding is a look-up and counts nothing; the output layer counts, tied or not. Attention is causal: half of
-    the square of scores counts (as in Dao et al. 2022; PaLM's formula counts all of it). In a mixture of experts a
-    token multiplies the experts that it is routed to, the router and the shared expert.
-
-    Args:
-        config: transformers configuration of the model: vocabulary and width of a head.
-        sizes: Shape by the names of :class:`drpruning.pruning.Target`; fractions are expected sizes under masks.
-        length: Tokens in a row.
-    """
-    head_dim = architectures.head_dim_of(config)
-    block = block_products(
-        sizes["hidden"],
-        query=sizes["heads"] * head_dim,
-        key_value=sizes["kv_heads"] * head_dim,
-        intermediate=sizes["intermediate"] * (architectures.experts_per_token(config) or 1),
-        mlp_matrices=architectures.num_mlp_matrices(config),
-        routing=architectures.routing_entries(config, sizes.get("experts", 0)),
-        length=length,
-    )
-    return float(sizes["layers"] * block + sizes["hidden"] * config.vocab_size)
-
-
 def block_products(
     hidden: float,
     *,
@@ -121,7 +90,7 @@ def block_products(
     length: int,
     routing: float = 0,
 ) -> float:
-    """Return the products of a token in one block.
+    """Return the products (multiply-adds) of a token in one block; one is :data:`FORWARD` operations.
 
     Args:
         hidden: Width of the residual stream.
@@ -133,98 +102,6 @@ def block_products(
         routing: See :func:`drpruning.pruning.architectures.routing_entries`.
     """
     return hidden * (2 * (query + key_value) + mlp_matrices * intermediate + routing) + query * length
-
-
-def flops_per_token(config: Any, sizes: Mapping[str, float], length: int) -> float:
-    """Return the operations of training for a token: :data:`TRAINING` for each of :func:`products_per_token`.
-
-    Example:
-        >>> from transformers import LlamaConfig
-        >>> llama2_7b = dict(layers=32, hidden=4096, heads=32, kv_heads=32, intermediate=11008)
-        >>> round(flops_per_token(LlamaConfig(), llama2_7b, 4096) / 1e9, 1)
-        42.9
-    """
-    return TRAINING * products_per_token(config, sizes, length)
-
-
-def num_calibration_batches(config: RunConfig, share: float = 1.0) -> int:
-    """Return the number of micro-batches in a share of the calibration's tokens, rounded up."""
-    batch = (config.training.micro_batch_size or config.pruning.batch_size) * config.data.seq_len
-    return math.ceil(share * config.pruning.calibration.tokens / batch)
-
-
-def importance_tokens(config: RunConfig) -> int:
-    """Return the tokens on which a recipe's prune stage scores the units, in whole batches; 0 if it scores none."""
-    if config.prune is None or config.prune.gate_init == "uniform":
-        return 0
-    combined = config.prune.calibration.combine is not None
-    shares = list(config.calibration_shares.values()) if combined else [1.0]
-    rows = config.training.micro_batch_size or config.prune.batch_size
-    return sum(num_calibration_batches(config, share) for share in shares) * rows * config.data.seq_len
-
-
-def importance_flops_per_token(
-    config: Any, sizes: Mapping[str, float], length: int, gate_init: str | MeasuresConfig
-) -> float:
-    """Return the operations for a token that scores the units of an unmasked model, a pass for each measure.
-
-    ``activation`` is a forward pass. ``taylor`` adds a backward pass to the masks: weights have no gradients, except
-    the masked weights of the two projections that write to the residual stream, whose gradients become those of masks.
-    So a weight counts 2 forward and 2 backward, 4 in these projections, and a product of attention 4 backward.
-
-    Args:
-        config: As of :func:`products_per_token`.
-        sizes: As of :func:`products_per_token`.
-        length: Tokens in a row.
-        gate_init: ``taylor``, ``activation``, or the measures of blocks and of all other units.
-    """
-    if not isinstance(gate_init, str):
-        return sum(
-            importance_flops_per_token(config, sizes, length, each) for each in {gate_init.depth, gate_init.width}
-        )
-    products = products_per_token(config, sizes, length)
-    if gate_init == "activation":
-        return FORWARD * products
-    query = sizes["heads"] * architectures.head_dim_of(config)
-    width = sizes["intermediate"] * (architectures.experts_per_token(config) or 1)
-    width += architectures.shared_width_of(config)
-    written = sizes["layers"] * sizes["hidden"] * (query + width)
-    scores = sizes["layers"] * query * length
-    return float(2 * FORWARD * products + FORWARD * (written + scores))
-
-
-def repair_tokens(config: RunConfig) -> int:
-    """Return the tokens on which a recipe repairs the extracted model, in whole batches; 0 without a repair."""
-    if config.prune is None or config.prune.repair is None:
-        return 0
-    rows = config.training.micro_batch_size or config.prune.batch_size
-    return num_calibration_batches(config) * rows * config.data.seq_len
-
-
-def repair_flops_per_token(config: Any, source: Mapping[str, float], target: Mapping[str, float], length: int) -> float:
-    """Return the operations for a token of a repair, :func:`drpruning.export.repair.repair`.
-
-    The large model runs once, and each of its blocks once more. The small one runs once, and each of its blocks once
-    for each group of projections with the same inputs, and once more. Of each group the products of the inputs with
-    each other and with the errors of the outputs count; solving the equations does not.
-
-    Args:
-        config: transformers configuration of the large model.
-        source: Its shape, as of :func:`products_per_token`.
-        target: Shape of the small model.
-        length: Tokens in a row.
-    """
-    large, small = products_per_token(config, source, length), products_per_token(config, target, length)
-    axes = entries_along(config, {name: int(units) for name, units in target.items()})
-    groups = architectures.projections_of(config)
-    regression = 0
-    for group in groups:
-        inputs = entries(group[0].axes[1], axes) + 1  # and one that is always 1
-        regression += inputs * (inputs + sum(entries(part.axes[0], axes) for part in group))
-    large_blocks = large - source["hidden"] * config.vocab_size
-    small_blocks = small - target["hidden"] * config.vocab_size
-    products = large + large_blocks + small + (len(groups) + 1) * small_blocks + target["layers"] * regression
-    return float(FORWARD * products)
 
 
 def peak_flops(device: torch.device, dtype: str, given: float | None = None) -> float | None:

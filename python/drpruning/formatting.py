@@ -15,7 +15,7 @@ LARGEST_AMOUNT = 2.0**62
 
 
 def amount_of(text: str) -> float | None:
-    """Parse an amount: 20000000000, 2e10 or 20B. Return None if ``text`` is no amount or is above ``LARGEST_AMOUNT``.
+    """Parse an amount: 20000000000, 2e10 or 20B. Return None if ``text`` is none, or is above ``LARGEST_AMOUNT``.
 
     >>> amount_of("20B"), amount_of("1_000"), amount_of("2e-3M"), amount_of("soon")
     (20000000000.0, 1000.0, 2000.0, None)

@@ -52,7 +52,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Support:
+class GroupSupport:
     """The groups of documents on which a difference rests.
 
     Attributes:
@@ -84,7 +84,7 @@ class Difference:
     standard_error: float
     degrees: float = math.inf
     pairs: int = 1
-    support: Support | None = None
+    support: GroupSupport | None = None
     selected_from: int = 1
 
     @property
@@ -305,7 +305,7 @@ class DomainResamples:
 
 
 @dataclass(frozen=True)
-class Resampled:
+class ResampledRatios:
     """A sum of ratios over the documents of several domains, as measured and on each resample.
 
     Attributes:
@@ -318,10 +318,10 @@ class Resampled:
     values: Array
     variances: Array
     degrees: float
-    support: Support
+    support: GroupSupport
 
     @classmethod
-    def of(cls, domains: Sequence[tuple[DomainResamples, NDArray[Any], Array]]) -> Resampled:
+    def of(cls, domains: Sequence[tuple[DomainResamples, NDArray[Any], Array]]) -> ResampledRatios:
         """Add up domains: for each its resamples, the values ``[K, documents]``, and the factors of their ratios.
 
         The factors are those of :meth:`DomainResamples.variances`.
@@ -338,7 +338,7 @@ class Resampled:
             values=np.asarray(values),
             variances=np.asarray(sum(variances for variances, _ in parts)),
             degrees=total**2 / spent if spent > 0 else math.inf,
-            support=Support(domain, int(groups[domain]), largest / total if total > 0 else 0.0),
+            support=GroupSupport(domain, int(groups[domain]), largest / total if total > 0 else 0.0),
         )
 
     @property
@@ -357,7 +357,7 @@ class Resampled:
         return Difference(float(self.values[0]), math.sqrt(self.variances[0]), degrees, support=self.support)
 
 
-def paired_difference(differences: Array, documents: Resampled) -> Difference:
+def paired_difference(differences: Array, documents: ResampledRatios) -> Difference:
     """Return the mean of paired differences with its interval over seeds and documents.
 
     Args:

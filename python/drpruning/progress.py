@@ -29,7 +29,7 @@ from drpruning.run_folder import RunFolder
 
 TITLES = {"pretrain": "pretrain the base", "prune": "prune", "continue": "continue pretraining"}
 STEP_LINE_SECONDS = 60.0
-"""Seconds between lines of steps on a console that is no terminal: a sign of life in the log of a batch job."""
+"""Seconds between lines of steps on a console that is not a terminal: a sign of life in the log of a batch job."""
 SIZE_OF = {
     "layer": "layers",
     "head": "kv_heads",
@@ -108,7 +108,7 @@ class ProgressLine:
     """A progress line for the current stage; finished stages and incidents stay above it.
 
     Args:
-        console: The terminal. On a console that is no terminal, the permanent lines are printed, and a line of the
+        console: The terminal. On a console that is not a terminal, the permanent lines are printed, and a line of the
             current step every :data:`STEP_LINE_SECONDS`.
         steps: Number of steps of each stage, for a run that resumes in the middle of a stage.
     """

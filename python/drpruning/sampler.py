@@ -236,7 +236,7 @@ class DomainSampler:
     @property
     def step(self) -> int:
         """Number of batches drawn so far."""
-        return self._native.state()[0]
+        return self._native.state().step
 
     @property
     def weights(self) -> dict[str, float]:
@@ -254,24 +254,24 @@ class DomainSampler:
     @property
     def tokens(self) -> dict[str, int]:
         """Number of tokens drawn so far from each domain, over all ranks."""
-        return self._by_domain([rows * self.seq_len for rows in self._native.state()[1]])
+        return self._by_domain([rows * self.seq_len for rows in self._native.state().rows])
 
     @property
     def epochs(self) -> dict[str, float]:
         """Number of epochs of each domain drawn so far; 0 for a domain without rows."""
-        drawn = self._by_domain(self._native.state()[1])
+        drawn = self._by_domain(self._native.state().rows)
         return {name: rows / max(1, self._num_rows[name]) for name, rows in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch taken, for :meth:`load_state_dict`: a few JSON numbers per domain."""
-        step, rows, weights, credit = self._native.state()
+        saved = self._native.state()
         return {
             "version": STATE_VERSION,
             **self._identity(),
-            "step": step,
-            "rows": rows,
-            "weights": weights,
-            "credit": credit,
+            "step": saved.step,
+            "rows": saved.rows,
+            "weights": saved.weights,
+            "credit": saved.credit,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -291,7 +291,9 @@ class DomainSampler:
                     f"the saved sampler state has {key} {shown(state[key])}; this sampler has {expected!r}"
                 )
         try:
-            self._native.restore(state["step"], state["rows"], state["weights"], state["credit"])
+            self._native.restore(
+                step=state["step"], rows=state["rows"], weights=state["weights"], credit=state["credit"]
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise StateError(f"the saved sampler state is damaged: {shown(error)}") from None
 
@@ -310,7 +312,7 @@ class DomainSampler:
         if missing := [name for name in names if name not in weights]:
             raise WeightError(
                 f"domain {missing[0]!r} has no weight; expected one for each domain, 0 to exclude it",
-                f"The weights name {unknown[0]!r}, which is no domain of the corpus." if unknown else None,
+                f"The weights name {unknown[0]!r}, which is not a domain of the corpus." if unknown else None,
             )
         if unknown:
             raise WeightError(f"got a weight for unknown domain {unknown[0]!r}; the corpus has {', '.join(names)}")

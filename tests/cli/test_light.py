@@ -117,7 +117,7 @@ KNOWN_AT_ONCE = {
     "prepare NEW --tokenizer someone/model --domain web=MODEL/config.json": "cannot load tokenizer 'someone/model'",
     "prepare NEW --tokenizer /no/such --domain web=MODEL/config.json": "there is no such folder",
     "prepare NEW --tokenizer RUN --domain web=MODEL/config.json": "the folder holds none of tokenizer.json",
-    "sample CORPUS --weights web=1,cod=1": "The weights name 'cod', which is no domain of the corpus.",
+    "sample CORPUS --weights web=1,cod=1": "The weights name 'cod', which is not a domain of the corpus.",
 }
 """Mistakes that need neither torch nor transformers to be found: they are reported without importing them."""
 

@@ -125,7 +125,7 @@ def test_a_design_is_a_swarm_without_losses(tmp_path: Path, capsys: pytest.Captu
         (("SWARM", "--rho", "0.1", "--objective", "worst"), "--rho and --objective worst are both given"),
         (("SWARM", "--domain-tokens", "web=1B"), "--domain-tokens needs --target-tokens"),
         (("SWARM", "--domain-tokens", "web=1B", "--target-tokens", "1B"), "no number for domain 'code'"),
-        (("SWARM", "--domain-tokens", "web=x", "--target-tokens", "1B"), "'web=x' is no NAME=TOKENS"),
+        (("SWARM", "--domain-tokens", "web=x", "--target-tokens", "1B"), "'web=x' is not of the form NAME=TOKENS"),
         (("SWARM", "--targets", "law"), "the swarm has no target 'law'"),
         (("SWARM", "--max-share", "0.2"), "no mixture is within the bounds"),
         (("SWARM", "--megatron", "data"), "--megatron is 'data'; expected a pattern with <domain>"),

@@ -13,7 +13,7 @@ from drpruning.comparison.methods import Method
 from drpruning.comparison.metrics import WEIGHTED, WORST, RunMetrics
 from drpruning.comparison.pareto import pareto_of, write_pareto
 from drpruning.comparison.tables import make_tables
-from drpruning.report.pareto import Point, pareto_plot, place_labels, static_front
+from drpruning.report.pareto import MethodPoint, pareto_plot, place_labels, static_front
 from tests.comparison.conftest import Sampled
 
 
@@ -45,7 +45,7 @@ def test_methods_that_do_not_compare_are_named_and_not_drawn(sampled: Sampled) -
 
 def test_the_front_has_the_static_methods_that_no_other_static_method_beats() -> None:
     places = {"a": (1.0, 3.0), "b": (2.0, 1.0), "c": (2.5, 2.0), "moves": (0.5, 0.5)}
-    plot = pareto_plot(Point(name, *place, static=name != "moves") for name, place in places.items())
+    plot = pareto_plot(MethodPoint(name, *place, static=name != "moves") for name, place in places.items())
     assert plot is not None
     assert plot.front == static_front(list(places.values())[:3]) == ((1.0, 3.0), (2.0, 1.0))
     assert "static front" in [key.text for key in plot.keys]

@@ -141,7 +141,7 @@ def test_held_out_rows_are_the_same_on_every_platform() -> None:
         _native.permuted(HELD_OUT_KEY, 3, 4)
 
 
-def test_a_corpus_without_groups_does_not_know_them(folder: Path) -> None:
+def test_a_corpus_without_groups_has_none(folder: Path) -> None:
     corpus = dp.Corpus.open(folder)
     assert corpus.held_out_groups("web") is None
     assert corpus.held_out_groups("web", "validation") is None

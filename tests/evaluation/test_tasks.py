@@ -89,7 +89,7 @@ def _nats(model: Any, tokenizer: Any, context: str, choice: str) -> float:
 
 
 class OddLines(Offline):
-    """Its choices have ends of lines that JSON leaves as they are, within them."""
+    """Its choices have ends of lines that JSON does not escape, within them."""
 
     def make(self, passage: Passage, count: int) -> GeneratedChoices:
         made = super().make(passage, count)

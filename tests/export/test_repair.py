@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError
-from drpruning.export.extract import KeptUnits, extract
 from drpruning.export.repair import check_repairable, repair
 from drpruning.planning.starter import NOT_REPAIRED
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.extract import KeptUnits, extract
 from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
 from tests.pruning.families import FAMILIES, family_config

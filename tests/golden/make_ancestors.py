@@ -1,4 +1,4 @@
-"""Writes ancestors.json: numbers that the code of the public ancestors computes, run as it is.
+"""Writes ancestors.json: numbers that the code of the public ancestors computes, run unchanged.
 
     python tests/golden/make_ancestors.py DRPRUNING_CHECKOUT SHEARING_CHECKOUT
 

@@ -1,4 +1,4 @@
-"""Writes mixers.json: mixtures that the public code of ODM and Aioli computes, run as it is.
+"""Writes mixers.json: mixtures that the public code of ODM and Aioli computes, run unchanged.
 
     python tests/golden/make_mixers.py ODM_CHECKOUT AIOLI_CHECKOUT
 

@@ -77,17 +77,17 @@ def test_of_a_row_for_every_step_enough_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "counts_tokens", "message"),
     [
-        ("", False, "is no CSV file of learning rates"),
-        ('step,lr\n"1,2\n', False, "is no CSV file of learning rates"),
+        ("", False, "is not a CSV file of learning rates"),
+        ('step,lr\n"1,2\n', False, "is not a CSV file of learning rates"),
         ("step,web\n1,2\n", False, "needs a column step and a column lr; its columns are step, web"),
         ("tokens,lr\n1,2\n", False, "needs a column step and a column lr"),
         ("step,lr\n1,2\n", True, "has steps, and the losses have tokens"),
         ("step,lr\n1,2,3\n", False, "line 2 has 3 cells; the header has 2"),
         ("step,lr\n1,-2\n", False, "line 2, column 'lr' holds '-2'; expected a learning rate"),
         ("step,lr\n1.5,2\n", False, "line 2, column 'step' holds '1.5'; expected a whole number"),
-        ("step,lr\n2,1\n1,1\n", False, "is no schedule: tokens of a schedule must be finite and increasing"),
-        ("step,lr\n1,0\n", False, "is no schedule: rates of a schedule"),
-        ("step,lr\n", False, "is no schedule: tokens and rates have shapes"),
+        ("step,lr\n2,1\n1,1\n", False, "is not a schedule: tokens of a schedule must be finite and increasing"),
+        ("step,lr\n1,0\n", False, "is not a schedule: rates of a schedule"),
+        ("step,lr\n", False, "is not a schedule: tokens and rates have shapes"),
     ],
 )
 def test_what_is_no_schedule(tmp_path: Path, text: str, counts_tokens: bool, message: str) -> None:

@@ -75,7 +75,7 @@ def test_another_stage(tmp_path: Path) -> None:
 
 def test_arguments_without_use(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
-    with pytest.raises(ConfigError, match="a pattern of columns has no use"):
+    with pytest.raises(ConfigError, match="a pattern of columns has no effect"):
         read_losses(folder, columns="eval/<domain>")
     with pytest.raises(LossTableError, match="has tokens, so tokens per step have no effect"):
         read_losses(folder, tokens_per_step=10)

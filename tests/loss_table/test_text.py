@@ -78,7 +78,7 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["again", "gap", "new"]), max_size=12), st.randoms(use_true_random=False))
 def test_order_and_repeats_change_nothing(extra: list[str], mixer: random.Random) -> None:
-    """Rows in any order, cells repeated as they are, and gaps next to them give the same table."""
+    """Rows in any order, repeated cells, and gaps next to them give the same table."""
     cells = [(step, name, step / 100 + place) for step in (100, 200, 300) for place, name in enumerate(("web", "code"))]
     rows = [f"{step},{name},{loss}" for step, name, loss in cells]
     for kind in extra:

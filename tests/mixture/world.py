@@ -80,7 +80,7 @@ class World:
     tokens: int = 100_000
 
     def excess(self, consumed: Vector) -> Vector:
-        """Return ``loss - E`` after so many tokens of each domain."""
+        """Return ``loss - E`` after these tokens of each domain."""
         return np.array(self.A) * (self.start + consumed) ** -np.array(self.b)
 
     def losses(self, consumed: Vector) -> Vector:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.flops import FlopCounts
-from drpruning.planning.accelerators import find_accelerator, peak_flops, step_seconds, utilisation
+from drpruning.planning.accelerators import accelerator_peak, find_accelerator, step_seconds, utilisation
 from drpruning.planning.recipe import plan_recipe
 from drpruning.recipes import load_recipe
 
@@ -61,7 +61,7 @@ def test_evaluations_cost_a_forward_pass_over_their_rows() -> None:
 
 def test_float32_has_a_separate_peak() -> None:
     peaks = {
-        setting: peak_flops(load_recipe("quickstart", [setting]), find_accelerator("H100"))
+        setting: accelerator_peak(load_recipe("quickstart", [setting]), find_accelerator("H100"))
         for setting in ("training.dtype=bfloat16", "training.dtype=float32", "training.peak_tflops=5")
     }
     assert list(peaks.values()) == [989e12, 67e12, 5e12]

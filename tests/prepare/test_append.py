@@ -1,4 +1,4 @@
-"""Adding to a corpus: the rest stays as it is, no document comes twice, none changes its split."""
+"""Adding to a corpus: the rest does not change, no document comes twice, none changes its split."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from drpruning.errors import ArchitectureError, ConfigError
-from drpruning.flops import flops_per_token
 from drpruning.planning import ModelShape
 from drpruning.planning.model_shape import transformers_config
 from drpruning.pruning import ArchitectureSpec, MaskedModel, Norm, Part, Target, parameter_count, register_architecture
 from drpruning.pruning.architectures import ARCHITECTURES, Routing
 from drpruning.pruning.importance import importance
 from drpruning.pruning.learning_rates import mask_rates
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.pruning.sizes import expected_parameters, expected_sparsity
 from drpruning.pruning.target import sizes_of
 from drpruning.pruning.verification import (

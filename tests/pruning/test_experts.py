@@ -7,13 +7,13 @@ import torch
 from transformers import GptOssConfig, MixtralConfig
 
 from drpruning.errors import ConfigError
-from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta
 from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
 from drpruning.planning.compatibility import check_target
 from drpruning.pruning import MaskedModel, Protected, Target, parameter_count
 from drpruning.pruning.architectures import head_dim_of
 from drpruning.pruning.importance import _sizes_in_experts, importance
+from drpruning.pruning.model_flops import products_per_token
 from drpruning.pruning.target import sizes_of
 from drpruning.pruning.verification import EXPERTS, EXPERTS_PER_TOKEN, WIDTH, TinyModels, tiny_config
 from drpruning.train.model_structure import _weights_in_products

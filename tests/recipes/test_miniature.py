@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def shortened(config: RunConfig, steps: int) -> RunConfig:
-    """Return the same with so many steps in each stage."""
+    """Return the same with ``steps`` steps in each stage."""
     body = config.to_dict()
     for name in config.stages:
         body[name] |= {"steps": steps, "eval_every": steps}

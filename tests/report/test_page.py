@@ -540,7 +540,7 @@ def test_strategies_that_do_not_fit_side_by_side_fill_several_tables(run: Path) 
     assert all(name in narrow for name in ("constant", *(f"strategy_{at}" for at in range(7))))
 
 
-def test_terminal_prints_names_as_they_are(tmp_path: Path) -> None:
+def test_terminal_prints_names_unchanged(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     names = ["[red]x[/red]", "a\x1b[31mb", *DOMAINS[2:]]
     print_tables(console, write_run(tmp_path / "run", synthetic(domains=names)))

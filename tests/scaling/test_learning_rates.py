@@ -1,4 +1,4 @@
-"""Learning-rate schedules in words and from what was seen: where their corners are, and what is no schedule."""
+"""Learning-rate schedules in words and from what was seen: where their corners are, and what is not a schedule."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_what_a_description_means(text: str, end: float | None, corners: dict[fl
     [
         ("cosin", 1.0, "there is no shape 'cosin'; there are constant, cosine, linear, wsd\nDid you mean cosine?"),
         ("", 1.0, "there is no shape ''"),
-        ("cosine:warmpu=1", 1.0, "'warmpu=1' is no setting of cosine; its settings are warmup, final, end\nDid you"),
-        ("cosine:warmup", 1.0, "'warmup' is no setting"),
-        ("constant:end=3", 1.0, "'end=3' is no setting of constant"),
+        ("cosine:warmpu=1", 1.0, "'warmpu=1' is not a setting of cosine; its settings are warmup, final, end\nDid you"),
+        ("cosine:warmup", 1.0, "'warmup' is not a setting"),
+        ("constant:end=3", 1.0, "'end=3' is not a setting of constant"),
         ("cosine:peak=3e-4", 1.0, "only rates relative to the peak matter"),
         ("cosine", None, "whose end is not known\nAdd it: end=20B"),
         ("constant:warmup=2%", None, "warmup '2%' is a part of the training, whose end is not known"),

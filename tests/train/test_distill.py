@@ -261,7 +261,7 @@ def test_with_every_block_pruned_there_is_no_distance(tokens: torch.Tensor) -> N
     torch.testing.assert_close(distilled.objective, distilled.losses)
 
 
-def test_a_student_is_left_as_it_was(tokens: torch.Tensor) -> None:
+def test_a_student_is_unchanged(tokens: torch.Tensor) -> None:
     wrapped = masked()
     before = copy.deepcopy(wrapped.state_dict())
     Distiller(DistillConfig(teacher="self", hidden_weight=1.0), None).losses(wrapped, tokens)

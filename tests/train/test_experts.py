@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig
 
-from drpruning.export.extract import KeptUnits
 from drpruning.pruning import Target
+from drpruning.pruning.extract import KeptUnits
 from drpruning.records import Kept, read_records
 from drpruning.report import write_report
 from drpruning.run_folder import RunFolder

@@ -43,7 +43,7 @@ SHAPE = {
 }
 ROWS, LENGTH = 3, 24
 PRODUCTS = 10
-"""Between masks and loss and back: float32 are only masks, their gradients and what is summed; at most so many of them
+"""Between masks and loss and back: float32 are only masks, their gradients and what is summed; at most this number
 follow each other, over at most ROWS * LENGTH numbers."""
 
 

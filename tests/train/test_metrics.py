@@ -14,12 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import ArchitectureConfig, RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import flops_per_token, peak_flops, peak_of_gpu
+from drpruning.flops import peak_flops, peak_of_gpu
 from drpruning.formatting import duration
 from drpruning.progress import STEP_LINE_SECONDS, ProgressLine
 from drpruning.pruning import Target, parameter_count
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.records import Incident, StepTaken, read_records
-from drpruning.train.base_model import describe
+from drpruning.train.base_model import model_config
 from drpruning.train.metrics import losses_by_domain
 from drpruning.train.run import train
 
@@ -131,4 +132,4 @@ def test_the_progress_line_reads_no_markup_in_records() -> None:
 
 def test_a_shape_that_transformers_refuses_is_an_error_of_the_recipe() -> None:
     with pytest.raises(ConfigError, match=r"model\.architecture: .*30.*4"):
-        describe(ArchitectureConfig(layers=2, hidden=30, heads=4, intermediate=8), 100)
+        model_config(ArchitectureConfig(layers=2, hidden=30, heads=4, intermediate=8), 100)

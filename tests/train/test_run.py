@@ -149,7 +149,7 @@ def test_the_comparison_starts_from_the_same_base_and_has_constant_weights(finis
             assert record.weights == {"sums": 0.7, "words": 0.2, "records": 0.1}
 
 
-def test_a_finished_run_is_left_as_it_is(finished: Path, recipe: Recipe) -> None:
+def test_a_finished_run_is_unchanged(finished: Path, recipe: Recipe) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     train(recipe(also_run=["constant"]), finished, resume=True)
     assert (finished / "metrics.jsonl").read_bytes() == before

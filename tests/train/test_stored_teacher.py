@@ -30,7 +30,7 @@ from drpruning.train.run import train
 from drpruning.train.state import StageState, step_seed
 from drpruning.train.stored_teacher import rows_of_stage
 from drpruning.train.teacher_files import SampledTargets, StoredTeacher, TeacherIdentity, TopKTargets
-from drpruning.train.teacher_samples import _ChunkedLosses, pad_samples, sample, sampled_losses, uniform_numbers
+from drpruning.train.teacher_samples import _ChunkedDistillation, pad_samples, sample, sampled_losses, uniform_numbers
 
 from .test_distill import model
 from .test_run import stop_after, weights
@@ -70,7 +70,7 @@ def test_draws_are_a_function_of_seed_domain_row_and_position() -> None:
 def gradients(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, ids: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Return the gradient of the cross-entropy against each sample, at temperature 1.3, in its hidden state."""
     hidden_ND = hidden_ND.clone().requires_grad_()
-    both = _ChunkedLosses.apply(hidden_ND, weight_VD, torch.zeros(len(ids), dtype=torch.long), ids, p, 1.3, 512)
+    both = _ChunkedDistillation.apply(hidden_ND, weight_VD, torch.zeros(len(ids), dtype=torch.long), ids, p, 1.3, 512)
     both[1].sum().backward()
     assert hidden_ND.grad is not None
     return hidden_ND.grad

@@ -69,10 +69,10 @@ def group() -> None:
     Try it: `drpruning train quickstart` prunes a model on this machine in minutes.
 
     Results go to stdout, progress and errors to stderr. Colours are for terminals only, and NO_COLOR disables them.
-    Exit codes: 0 success; 1 a miniature fails a verdict; 2 wrong input or a diverging run; 3 full disk or missing write
-    permission; 4 another process of the run was lost; 75 stopped by SIGTERM or SIGUSR1, with everything saved; 130
-    interrupted, with everything saved; 141 the reader of a pipe is gone. Each error prints
-    what is wrong and what to do.
+    Exit codes: 0 success; 1 a miniature or a compared run failed; 2 wrong input or a diverging run; 3 full disk or
+    missing write permission; 4 another process of the run was lost; 75 stopped by SIGTERM or SIGUSR1, with everything
+    saved; 130 interrupted, with everything saved; 141 the reader of a pipe is gone. Each error prints what is wrong
+    and what to do.
     """
 
 

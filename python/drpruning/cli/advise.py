@@ -13,10 +13,10 @@ import click
 
 from drpruning.cli.loss_options import (
     end_of_training,
-    fit_laws,
     learning_rates_option,
     losses_argument,
     parse_rates,
+    table_laws,
 )
 from drpruning.cli.options import (
     check_megatron,
@@ -29,7 +29,7 @@ from drpruning.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from drpruning.advice import Advice, Tally
+    from drpruning.advice import Advice, UpdateSummary
     from drpruning.loss_table import LossTable
 
 
@@ -167,7 +167,7 @@ def advise(as_json: bool, megatron: str | None, plot: Path | None, **options: ob
         render.print_mixture(advice)
 
 
-def update_advice(request: AdviceRequest) -> tuple[Advice, Tally]:
+def update_advice(request: AdviceRequest) -> tuple[Advice, UpdateSummary]:
     """Read the losses, resume or start the advice, replay the new evaluations, and write the state.
 
     Raises:
@@ -360,7 +360,7 @@ def _parse_noise(noise: str, domains: Sequence[str]) -> dict[str, float]:
     return errors
 
 
-def _replay(advice: Advice, table: LossTable) -> Tally:
+def _replay(advice: Advice, table: LossTable) -> UpdateSummary:
     """Pass the evaluations that were not counted before to the strategy."""
     from drpruning.errors import ConfigError
 
@@ -378,4 +378,4 @@ def _plot(path: Path, advice: Advice) -> None:
 
     table = advice.table()
     mixtures = [row.weights for row in advice.counted]
-    draw_mixture(path, table, fit_laws(table), advice.final_tokens, mixtures, title=advice.strategy)
+    draw_mixture(path, table, table_laws(table), advice.final_tokens, mixtures, title=advice.strategy)

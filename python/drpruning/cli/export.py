@@ -239,7 +239,7 @@ def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: b
     """Write MODEL as the Hugging Face model folder OUT, with weights of another type."""
     _check_paths(model, out)
     _hide_progress_bars()
-    from drpruning.export.extract import rewrite
+    from drpruning.pruning.extract import rewrite
 
     rewrite(model, out, dtype=dtype, max_shard_size=max_shard_size)
     _print_size(out, sum(path.stat().st_size for path in out.glob("*.safetensors")), as_json)
@@ -266,7 +266,7 @@ def export_hf(model: str, out: Path, dtype: str, max_shard_size: str, as_json: b
     help="Licence of the finished model, by its identifier on the hub.  [default: that of the base model's card, in "
     "its folder or in the hub's cache]",
 )
-@click.option("--force", is_flag=True, help="Replace a card that exists; without it the card is kept as it is.")
+@click.option("--force", is_flag=True, help="Replace a card that exists; without it the card is kept.")
 @click.option(
     "--push-to-hub",
     "repository",
@@ -295,8 +295,8 @@ def export_card(
 
     from drpruning.errors import ConfigError
     from drpruning.export.hub import check_repository, publish
-    from drpruning.export.model_card import Origin, files_to_publish, licence_in, write_card
     from drpruning.recipes import parse_recipe
+    from drpruning.report.model_card import Origin, files_to_publish, licence_in, write_card
     from drpruning.run_folder import RunFolder
 
     if private and repository is None:

@@ -11,9 +11,9 @@ import click
 from drpruning.cli.loss_options import (
     add_learning_rates,
     end_of_training,
-    fit_laws,
     learning_rates_option,
     losses_argument,
+    table_laws,
 )
 from drpruning.cli.options import examples, figure_path, json_option, parse_names, positive_amount
 
@@ -103,7 +103,7 @@ def fit(as_json: bool, as_yaml: bool, plot: Path | None, at_params: float | None
     if as_yaml:
         raise ConfigError("--yaml prints reference losses, which need --at-params", "Give --at-params N, or --json.")
     table, end = read_table(request)
-    laws = fit_laws(table)
+    laws = table_laws(table)
     if plot is not None:
         from drpruning.report.figures.law_curves import draw_laws
 

@@ -65,7 +65,7 @@ def results_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
-def fit_laws(table: LossTable) -> list[ScalingLaw | None]:
+def table_laws(table: LossTable) -> list[ScalingLaw | None]:
     """Fit the law of each domain with the table's learning rates; None for a domain that was never measured."""
     import numpy as np
 

@@ -401,6 +401,8 @@ def _amounts(option: str, text: str) -> dict[str, float]:
         name, _, value = (part.strip() for part in item.partition("="))
         number = amount_of(value)
         if not name or not number or name in amounts:
-            raise ConfigError(f"{option}: {item!r} is no NAME=TOKENS", f"For example {option} web=800B,code=90B")
+            raise ConfigError(
+                f"{option}: {item!r} is not of the form NAME=TOKENS", f"For example {option} web=800B,code=90B"
+            )
         amounts[name] = number
     return amounts

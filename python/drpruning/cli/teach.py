@@ -159,7 +159,7 @@ def run(request: TeachRequest, on_progress: Any) -> dict[str, Any]:
     from drpruning.hf.models import read_config, text_config
     from drpruning.train.device import choose_device, default_dtype
     from drpruning.train.distributed.ranks import Ranks
-    from drpruning.train.teach import BLOCK_TOKENS, Progress, load_teacher, open_folder, store_teacher
+    from drpruning.train.teach import BLOCK_TOKENS, Progress, load_teacher, open_teacher_folder, store_teacher
     from drpruning.train.teacher_files import TeacherIdentity
 
     logging.set_verbosity_error()
@@ -183,7 +183,7 @@ def run(request: TeachRequest, on_progress: Any) -> dict[str, Any]:
         block_rows=request.block_rows or max(1, BLOCK_TOKENS // settings["seq_len"]),
         **settings,
     )
-    open_folder(request.out, identity, resume=request.resume or request.shard[1] > 1)
+    open_teacher_folder(request.out, identity, resume=request.resume or request.shard[1] > 1)
     on_progress(f"loading {source}")
     model = load_teacher(source, dtype, device, identity.document_mask, corpus)
 

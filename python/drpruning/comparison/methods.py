@@ -163,10 +163,10 @@ def choose_methods(
         >>> list(choose_methods(["constant", "sheared", "cvar"], []))
         ['constant', 'sheared', 'cvar', 'scratch']
     """
-    given = _merged(read_methods(source) for source in sources)
+    given = _merge_methods(read_methods(source) for source in sources)
     known = given | {
         name: method
-        for name, method in _merged(read_methods(source) for source in shipped()).items()
+        for name, method in _merge_methods(read_methods(source) for source in shipped()).items()
         if name not in given
     }
     order = list(dict.fromkeys(names or given or read_methods("paper")))
@@ -205,7 +205,7 @@ def _row_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "-", last).lstrip("._+-") or "model"
 
 
-def _merged(files: Iterable[dict[str, Method]]) -> dict[str, Method]:
+def _merge_methods(files: Iterable[dict[str, Method]]) -> dict[str, Method]:
     merged: dict[str, Method] = {}
     for methods in files:
         merged = methods | merged

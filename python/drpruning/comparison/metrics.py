@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from drpruning.comparison.results import Results, RunResult
-from drpruning.intervals import RESAMPLES, Array, Difference, DomainResamples, Resampled, paired_difference
+from drpruning.intervals import RESAMPLES, Array, Difference, DomainResamples, ResampledRatios, paired_difference
 
 WORST, MEAN, WEIGHTED = "worst excess", "plain mean", "ratio-weighted mean"
 
@@ -88,7 +88,7 @@ class RunMetrics:
         seeds = self.seeds(method)
         return float(np.mean([self.metric(name, method, seed) for seed in seeds])) if seeds else math.nan
 
-    def _linear(self, name: str, method: str, other: str, seeds: Sequence[int]) -> Resampled:
+    def _linear(self, name: str, method: str, other: str, seeds: Sequence[int]) -> ResampledRatios:
         """Resample a mean over domains, or one domain: the documents' differences are averaged over the seeds."""
         domains, places = [], []
         for at, (domain, weight) in enumerate(zip(self.domains, self._weights(name), strict=True)):
@@ -96,10 +96,10 @@ class RunMetrics:
                 places.append(at)
                 gains = [self._nats(method, seed, domain) - self._nats(other, seed, domain) for seed in seeds]
                 domains.append((self._resamples[domain], np.mean(gains, axis=0)[None], np.array([weight])))
-        found = Resampled.of(domains)
+        found = ResampledRatios.of(domains)
         return replace(found, support=replace(found.support, domain=places[found.support.domain]))
 
-    def _worst(self, method: str, other: str, seeds: Sequence[int]) -> Resampled:
+    def _worst(self, method: str, other: str, seeds: Sequence[int]) -> ResampledRatios:
         """Resample the difference of the worst excesses: in each resample each run has its own worst domain."""
         values = [
             np.array(
@@ -116,7 +116,7 @@ class RunMetrics:
         )  # [domains, 1 + B, runs]
         signs = np.repeat([1.0, -1.0], len(seeds)) / len(seeds)
         worst = excess.argmax(axis=0)
-        return Resampled.of(
+        return ResampledRatios.of(
             [
                 (self._resamples[domain], each, (worst == at) * signs)
                 for at, (domain, each) in enumerate(zip(self.domains, values, strict=True))

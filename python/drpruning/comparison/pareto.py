@@ -8,7 +8,7 @@ from pathlib import Path
 from drpruning.comparison.methods import Method
 from drpruning.comparison.metrics import WEIGHTED, WORST, RunMetrics
 from drpruning.comparison.results import Results
-from drpruning.report.pareto import ParetoPlot, Point, pareto_plot
+from drpruning.report.pareto import MethodPoint, ParetoPlot, pareto_plot
 
 UNKNOWN = (math.nan, math.nan)
 
@@ -26,7 +26,7 @@ def pareto_of(results: Results, other: str) -> ParetoPlot | None:
             x, y = metrics.average(WEIGHTED, name), metrics.average(WORST, name)
             x_ends, y_ends = _ends(metrics, WEIGHTED, name, other, x), _ends(metrics, WORST, name, other, y)
             in_view = not (method.scratch or method.model)
-            points.append(Point(name, x, y, _is_static(method), x_ends, y_ends, in_view))
+            points.append(MethodPoint(name, x, y, _is_static(method), x_ends, y_ends, in_view))
     return pareto_plot(points, f"Lines: 95% intervals of the paired difference to {other}.")
 
 

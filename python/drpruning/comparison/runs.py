@@ -26,7 +26,7 @@ from drpruning.errors import ConfigError, StateError, did_you_mean
 from drpruning.files import write_text
 from drpruning.formatting import flops_in_words
 from drpruning.mixture.static import average_mixture
-from drpruning.planning.quick_checks import check_target
+from drpruning.planning.quick_checks import check_target_shape
 from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
 from drpruning.run_folder import RunFolder
@@ -112,7 +112,7 @@ class Comparison:
     equal: Equal = "tokens"
 
     @cached_property
-    def _plain(self) -> RunConfig:
+    def _config_without_also_run(self) -> RunConfig:
         return self._load(["also_run=[]"])
 
     def _load(self, changes: Sequence[str]) -> RunConfig:
@@ -149,7 +149,7 @@ class Comparison:
         Raises:
             ConfigError: A method does not fit the recipe; the message names the method.
         """
-        plain = self._plain
+        plain = self._config_without_also_run
         known = [*ENDPOINTS, *plain.domains]
         if unknown := [name for name in self.primary if name not in known]:
             raise ConfigError(
@@ -173,7 +173,7 @@ class Comparison:
         if job.method.model is not None:
             return
         try:
-            check_target(config)
+            check_target_shape(config)
         except ConfigError as error:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
 
@@ -190,7 +190,7 @@ class Comparison:
         existing = {seed: folder for seed, folder in folders.items() if folder.exists}
         if method.average_over == "seed" or not existing:
             return
-        now = self.average(job) if all(source.finished for source in self._averaged(job)) else None
+        now = self.average(job) if all(source.finished for source in self._averaged_runs(job)) else None
         for seed, folder in existing.items():
             if folder.read_recipe()["data"]["reference_ratio"] != now:
                 raise ConfigError(
@@ -218,7 +218,7 @@ class Comparison:
                 continue
             stored, source = RunFolder(run.folder).read_recipe()["continue"].get("charged_flops"), self._budget_job(run)
             if source is None:
-                expected, fits = "equal tokens", stored == self._plain.continue_.charged_flops
+                expected, fits = "equal tokens", stored == self._config_without_also_run.continue_.charged_flops
             else:
                 fits = stored is not None and (not source.finished or stored == self.budget(run))
                 expected = f"the FLOPs of {first}"
@@ -283,7 +283,7 @@ class Comparison:
         Raises:
             ConfigError: The method does not fit the recipe.
         """
-        method, plain = job.method, self._plain
+        method, plain = job.method, self._config_without_also_run
         pruning = [key for key in (*method.set, *method.times) if key.split(".")[0] == "prune"]
         if plain.prune is None and pruning:
             raise ConfigError(
@@ -300,7 +300,7 @@ class Comparison:
             items["data.reference_ratio"] = dict(ratio)
         if budget is not None:
             items["continue.charged_flops"] = budget
-        items |= {key: _multiplied(plain, key, factor) for key, factor in method.times.items()} | method.set
+        items |= {key: _multiplied_setting(plain, key, factor) for key, factor in method.times.items()} | method.set
         if losses is not None:
             items["mixture.reference_loss"] = {
                 domain: max(0.0, loss + method.shift.get(domain, 0.0)) for domain, loss in losses.items()
@@ -373,13 +373,13 @@ class Comparison:
         """
         if job.method.average_of is None:
             return None
-        runs = self._averaged(job)
+        runs = self._averaged_runs(job)
         if missing := [source.label for source in runs if not source.finished]:
             raise StateError(f"the run {job.label} averages the mixture of {missing[0]}, which is not finished")
         mixtures = [average_mixture(source.folder) for source in runs]
         return {domain: sum(each[domain] for each in mixtures) / len(mixtures) for domain in mixtures[0]}
 
-    def _averaged(self, job: Job) -> list[Job]:
+    def _averaged_runs(self, job: Job) -> list[Job]:
         """Return the runs whose mixtures a run averages."""
         name = job.method.average_of
         if name is None:
@@ -389,15 +389,15 @@ class Comparison:
 
     def base(self, job: Job) -> int | None:
         """Return the seed of the base that a run trains unless an earlier run did; None if it needs no base."""
-        if job.method.scratch or job.method.model or self._plain.model.source != "pretrain":
+        if job.method.scratch or job.method.model or self._config_without_also_run.model.source != "pretrain":
             return None
-        assert self._plain.pretrain is not None
-        own = self._plain.pretrain.seed
+        assert self._config_without_also_run.pretrain is not None
+        own = self._config_without_also_run.pretrain.seed
         return job.seed if own is None else own
 
     def waits_for(self, job: Job) -> set[Job]:
         """Return the runs that must end before this run can start."""
-        runs = {*self._averaged(job), *filter(None, [self._budget_job(job)])}
+        runs = {*self._averaged_runs(job), *filter(None, [self._budget_job(job)])}
         other = needs(job.method) or (self._first() if job.method.shift else None)
         if other is not None:
             runs.add(Job(other, job.seed, self._run_folder(other, job.seed), self.methods[other]))
@@ -437,7 +437,7 @@ def _scratch(plain: RunConfig) -> dict[str, Any]:
     return items
 
 
-def _multiplied(plain: RunConfig, key: str, factor: float) -> int:
+def _multiplied_setting(plain: RunConfig, key: str, factor: float) -> int:
     """Return a whole number of the recipe times ``factor``, at least 1."""
     value: Any = plain.to_dict()
     for part in key.split("."):

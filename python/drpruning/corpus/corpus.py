@@ -330,7 +330,7 @@ class Corpus:
         numbered from 0 within the shards of :meth:`held_out_source`, whose documents are in the order of the text.
 
         Returns:
-            None if the corpus does not know the groups.
+            None if the corpus has no groups.
 
         Raises:
             ConfigError: As :meth:`held_out_source`.

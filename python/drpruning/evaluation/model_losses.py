@@ -18,7 +18,7 @@ from drpruning.evaluation.held_out_text import HeldOutText, held_out_text
 from drpruning.evaluation.models import Ids, NamedModel, which_ids
 from drpruning.hf.models import load
 from drpruning.hf.tokenizers import corpus_tokenizer, model_tokenizer
-from drpruning.intervals import Difference, DomainResamples, Resampled
+from drpruning.intervals import Difference, DomainResamples, ResampledRatios
 
 Measure = Literal["loss", "perplexity", "bits_per_byte"]
 LONGEST_DEFAULT = 1024
@@ -122,12 +122,12 @@ def model_difference(
             nats, weights = nats / math.log(2) / scored, losses.sizes
         parts[name] = (DomainResamples(weights, losses.groups, generator), nats[None], share)
     domains = {
-        name: Resampled.of([(resamples, values, np.ones(1))]).difference()
+        name: ResampledRatios.of([(resamples, values, np.ones(1))]).difference()
         for name, (resamples, values, _) in parts.items()
     }
     largest = max(domains, key=lambda name: domains[name].value)
     together = replace(domains[largest], selected_from=len(domains))
-    return ModelDifference(domains, Resampled.of(list(parts.values())).difference(), (largest, together))
+    return ModelDifference(domains, ResampledRatios.of(list(parts.values())).difference(), (largest, together))
 
 
 def evaluate_models(

@@ -176,6 +176,18 @@ def find_tasks(names: Sequence[str]) -> Tasks:
     names = [name for name in names if not is_list(name)]
     if twice := [name for name in names if name in listed]:
         raise ConfigError(f"task {twice[0]!r} is in a list and named separately", "Leave one out.")
+    folders = [Path(name) for name in names if Path(name).is_dir()]
+    known = [*(name for name in names if not Path(name).is_dir()), *listed]
+    requested = [*known, *(task for folder in folders for task in tasks_in(folder))]
+    found = _load_tasks(requested, known, folders)
+    loaded, groups = found["tasks"], found["groups"]
+    members = {name: [task.task_name for task in groups[name].get_all_tasks()] for name in listed if name in groups}
+    _check_metrics(listed, members, loaded)
+    return Tasks(tuple(requested), loaded, listed, members)
+
+
+def _load_tasks(requested: Sequence[str], known: Sequence[str], folders: Sequence[Path]) -> Any:
+    """Load tasks with lm-evaluation-harness: those of its names ``known``, and those in ``folders``."""
     try:
         with _quiet():
             from lm_eval.tasks import TaskManager  # noqa: PLC0415
@@ -183,9 +195,6 @@ def find_tasks(names: Sequence[str]) -> Tasks:
         raise MissingExtraError(
             "tasks need lm-evaluation-harness, which is not installed", install_command("lm-eval", "accelerate")
         ) from error
-    folders = [Path(name) for name in names if Path(name).is_dir()]
-    known = [*(name for name in names if not Path(name).is_dir()), *listed]
-    requested = [*known, *(task for folder in folders for task in tasks_in(folder))]
     with _quiet():
         manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=bool(known))
         if missing := [name for name in known if name not in manager.all_tasks]:
@@ -195,21 +204,24 @@ def find_tasks(names: Sequence[str]) -> Tasks:
                 "such as `drpruning benchmark build` writes.",
             )
         try:
-            found = manager.load(requested)
+            return manager.load(list(requested))
         except Exception as error:  # any error of the data's loader: no network, a moved file, a bad line
             reason = str(error).strip().splitlines()
             raise ConfigError(
                 f"the tasks {', '.join(requested)} cannot be loaded: {reason[0] if reason else type(error).__name__}"
             ) from error
-    loaded, groups = found["tasks"], found["groups"]
-    members = {name: [task.task_name for task in groups[name].get_all_tasks()] for name in listed if name in groups}
+
+
+def _check_metrics(
+    listed: Mapping[str, ListedTask], members: Mapping[str, list[str]], loaded: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError if a task of a list is not loaded, or lacks the metric that the list names."""
     for name, item in listed.items():
         for task in members.get(name, [name]):
             if task not in loaded:
                 raise ConfigError(f"{name!r} of a list is neither a task nor a group of tasks", "Name its tasks.")
             if item.metric not in (metrics := list(loaded[task].aggregation())):
                 raise ConfigError(f"task {task!r} has no metric {item.metric!r}; it has {', '.join(map(str, metrics))}")
-    return Tasks(tuple(requested), loaded, listed, members)
 
 
 def record_scores(run: Path, role: str, scores: Sequence[TaskScore], dtype: str | None = None) -> None:

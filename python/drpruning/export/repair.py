@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drpruning.errors import ConfigError
-from drpruning.export.extract import KeptUnits, unit_indices
 from drpruning.pruning.architecture_spec import Dimension, Part
 from drpruning.pruning.architectures import architecture_of, experts_per_token, projections_of
+from drpruning.pruning.extract import KeptUnits, unit_indices
 from drpruning.pruning.verification import TinyModels, tiny_config
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def check_repairable(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Watched:
+class _BlockOutputs:
     """The stream before and after a block, the projections that write to it by name, inputs and outputs of all."""
 
     stream: Tensor
@@ -201,7 +201,7 @@ class _Streams:
             self.streams[batch] = watched.after
         return found
 
-    def watch(self, block: int, batch: int) -> _Watched:
+    def watch(self, block: int, batch: int) -> _BlockOutputs:
         """Return what the projections of ``block`` read and write for a batch."""
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
@@ -220,7 +220,7 @@ class _Streams:
             for handle in handles:
                 handle.remove()
         writers = [part.name for part in self.parts if part.writes_to_stream]
-        return _Watched(stream, writers, inputs, outputs, after)
+        return _BlockOutputs(stream, writers, inputs, outputs, after)
 
     def check_supported(self) -> None:
         """Check that each projection has one kind of outputs, and that the stream adds up those that write to it.

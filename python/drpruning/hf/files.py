@@ -73,7 +73,7 @@ def unreachable_reason(model: str, name: str = "config.json") -> str | None:
     except Exception as error:  # errors of its HTTP client, which differs from version to version
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None  # the repository exists
-        return "it is no folder, and the Hugging Face hub cannot be read or does not have it"
+        return "it is not a folder, and the Hugging Face hub cannot be read or does not have it"
     return None
 
 

@@ -75,7 +75,7 @@ def loss(value: Any, where: str) -> float:
     if number is None:
         raise LossTableError(
             f"{where} holds {shown(value, 40)}; expected a loss",
-            "If that column is no loss, name the ones that are: --columns 'eval/loss/<domain>' or --domains web,code.",
+            "If that column is not a loss, name those that are: --columns 'eval/loss/<domain>' or --domains web,code.",
         )
     return number if math.isfinite(number) else math.nan
 

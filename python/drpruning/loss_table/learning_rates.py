@@ -27,7 +27,7 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
         tokens_per_step: Tokens per step, for a file of steps with losses that count tokens.
 
     Raises:
-        LossTableError: The file is no such table.
+        LossTableError: The file is not such a table.
         DiskError: The operating system cannot open it.
     """
     source = str(path)
@@ -38,7 +38,7 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
     try:
         names, *cells = csv.reader((text for _, text in rows), delimiter=separator, strict=True, skipinitialspace=True)
     except (csv.Error, ValueError) as error:
-        raise LossTableError(f"{source} is no CSV file of learning rates: {error}") from error
+        raise LossTableError(f"{source} is not a CSV file of learning rates: {error}") from error
     roles = [role(name) for name in names]
     unit = "tokens" if counts_tokens and "tokens" in roles else "step"
     if unit not in roles or "rate" not in roles:
@@ -63,7 +63,7 @@ def read_learning_rates(path: Path, *, counts_tokens: bool, tokens_per_step: flo
     try:
         return LearningRates([places[k] for k in kept], [rates[k] for k in kept])
     except WeightError as error:
-        raise LossTableError(f"{source} is no schedule: {error}") from error
+        raise LossTableError(f"{source} is not a schedule: {error}") from error
 
 
 def _spread(rates: Sequence[float]) -> list[int]:

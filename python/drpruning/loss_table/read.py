@@ -48,7 +48,7 @@ def read_losses(
 
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
-        ConfigError: An argument is not as described, or has no use for this source.
+        ConfigError: An argument is not as described, or has no effect on this source.
         DiskError: The operating system cannot open the source.
     """
     for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
@@ -83,9 +83,11 @@ def read_losses(
         with open_table(path) as stream:
             kind = _read_text(stream, found, pattern, stage)
     if kind == "run" and columns is not None:
-        raise ConfigError(f"{found.source} is a run of drpruning, where a pattern of columns has no use")
+        raise ConfigError(f"{found.source} is a run of drpruning, where a pattern of columns has no effect")
     if kind != "run" and stage is not None:
-        raise ConfigError(f"{found.source} is no run of drpruning and has no stages, so stage {stage!r} has no use")
+        raise ConfigError(
+            f"{found.source} is not a run of drpruning and has no stages, so stage {stage!r} has no effect"
+        )
     return found.table()
 
 

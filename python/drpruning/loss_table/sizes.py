@@ -28,7 +28,7 @@ NAMES = {"model", "name", "path", "family"}
 DIGITS = 4
 """Of reference losses, after the point: standard errors of held-out losses are larger."""
 LARGEST_FILE = 2**26
-"""Bytes; a larger file is no table of models."""
+"""Bytes; a larger file is not a table of models."""
 
 Cells = Mapping[str, Any]
 

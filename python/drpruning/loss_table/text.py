@@ -17,7 +17,7 @@ from drpruning.loss_table.columns import EXPORT_RANGE, Pattern, count, loss, par
 from drpruning.loss_table.table import Evaluations, listed
 
 LONGEST_LINE = 2**20
-"""Bytes; a longer line is no line of a table."""
+"""Bytes; a longer line is not a line of a table."""
 LONGEST_NAME = 255
 """Characters of a key, those of the objects around it included; as in the names of files."""
 
@@ -226,14 +226,16 @@ def _add(found: Evaluations, where: str, cells: Mapping[str, Any], layout: Layou
     found.add(
         where,
         losses,
-        step=_one("step", others, count, where),
-        tokens=_one("tokens", others, count, where),
-        params=_one("params", others, params, where),
-        rate=_one("rate", others, rate, where) if found.reads_rates else None,
+        step=_cell_of_role("step", others, count, where),
+        tokens=_cell_of_role("tokens", others, count, where),
+        params=_cell_of_role("params", others, params, where),
+        rate=_cell_of_role("rate", others, rate, where) if found.reads_rates else None,
     )
 
 
-def _one(name: str, cells: Mapping[str, Any], read: Callable[[Any, str], Number | None], where: str) -> Number | None:
+def _cell_of_role(
+    name: str, cells: Mapping[str, Any], read: Callable[[Any, str], Number | None], where: str
+) -> Number | None:
     """Parse the number in the column with the role ``name``; return None without such a column or if it is empty."""
     names = [column for column in cells if role(column) == name]
     if len(names) > 1:

@@ -1,10 +1,10 @@
 """The loss curves of a stage in the state of a strategy, and the scaling law of each.
 
 A curve has at most :data:`MOST_POINTS` points, however many evaluations a stage has. A point of the state is
-``[tokens, parameters, losses, evaluations]``: the mean of so many consecutive evaluations. When there would be more
-points, neighbours are merged in pairs, so almost all points are means of the same number of evaluations: they remain
-evenly spaced and equally noisy, as the fit and its noise estimate assume. Newer evaluations are merged like a binary
-counter; the last few points are means of fewer, and the last one is the newest evaluation itself or contains it.
+``[tokens, parameters, losses, evaluations]``: the mean of that number of consecutive evaluations. When there would be
+more points, neighbours are merged in pairs, so almost all points are means of the same number of evaluations: they
+remain evenly spaced and equally noisy, as the fit and its noise estimate assume. Newer evaluations are merged like a
+binary counter; the last few points are means of fewer, and the last one is the newest evaluation itself or contains it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Observation:
 
     Raises:
         WeightError: A count is negative or not finite, a number of parameters or of final tokens is not positive, or
-            a value is no number.
+            a value is not a number.
     """
 
     step: int
@@ -83,7 +83,7 @@ class Observation:
 
 
 def is_finite(number: Any) -> bool:
-    """Return whether ``number`` is a finite number that float64 can hold; False for what is no number."""
+    """Return whether ``number`` is a finite number that float64 can hold; False for what is not a number."""
     try:
         return math.isfinite(number)
     except (TypeError, ValueError, OverflowError):

@@ -71,7 +71,7 @@ def build(name: str, settings: Mapping[str, Any], stages: Sequence[str] | None =
             known = [*own, *limits]
             hint = did_you_mean(key, known) or f"Its settings: {', '.join(known)}."
             raise ConfigError(f"strategy {name} has no setting {key!r}", hint)
-        parsed = _parsed(f"{name}.{key}", value, declared[key]) if key in declared else value
+        parsed = _parse_setting(f"{name}.{key}", value, declared[key]) if key in declared else value
         (bounds if key in limits else given)[key] = parsed
     strategy: Strategy = cls(**given, bounds=Bounds(**bounds))
     return strategy.for_stages(stages) if isinstance(strategy, Schedule) and stages is not None else strategy
@@ -87,7 +87,7 @@ def settings_of(strategy: Strategy) -> dict[str, Any]:
     return data
 
 
-def _parsed(name: str, value: Any, declared: Setting) -> Any:
+def _parse_setting(name: str, value: Any, declared: Setting) -> Any:
     """Return ``value``, parsed if it is text, if it has the type of the setting."""
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 

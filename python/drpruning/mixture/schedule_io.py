@@ -59,7 +59,7 @@ def parse_schedule(body: Any, where: str = "the schedule") -> Schedule:
     if isinstance(body, Sequence) and not isinstance(body, str):
         body = {"stages": {"stage": body}}
     if not isinstance(body, Mapping) or not isinstance(body.get("stages"), Mapping) or not body["stages"]:
-        raise ConfigError(f"{where} is no schedule: it needs `stages`, from name to a list of changes")
+        raise ConfigError(f"{where} is not a schedule: it needs `stages`, from name to a list of changes")
     if unknown := sorted(map(str, set(body) - {"unit", "stages"})):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have unit and stages")
     stages = {str(name): changes for name, changes in body["stages"].items()}

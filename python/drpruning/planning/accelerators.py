@@ -110,7 +110,7 @@ def step_seconds(config: RunConfig | None, flops: FlopCounts, rate: float) -> fl
     return (flops.training / utilisation(config) + passes / UTILISATION) / rate
 
 
-def peak_flops(config: RunConfig, accelerator: Accelerator) -> float:
+def accelerator_peak(config: RunConfig, accelerator: Accelerator) -> float:
     """Return the peak in FLOP/s in the recipe's ``training.dtype``; ``training.peak_tflops`` overrides it."""
     if config.training.peak_tflops is not None:
         return 1e12 * config.training.peak_tflops

@@ -282,7 +282,7 @@ def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
     if graph is None:
         note = f"`drpruning export gguf` does not convert models of type {source.model_type!r}"
         return LoaderSupport(loader=loader, outcome="not checked", note=note)
-    features = "; ".join(unsupported_features(_Pruned(source, sizes["layers"]), graph))
+    features = "; ".join(unsupported_features(_PrunedConfig(source, sizes["layers"]), graph))
     if features or (graph.square and _not_square(source, sizes)):
         problems = _not_square(source, sizes) if graph.square else []
         return LoaderSupport(loader=loader, outcome="refuses", problems=tuple(problems), note=features)
@@ -313,7 +313,7 @@ def check_llama_cpp(source: Any, sizes: Mapping[str, int]) -> LoaderSupport:
     )
 
 
-class _Pruned:
+class _PrunedConfig:
     """The configuration of the large model with another number of blocks."""
 
     def __init__(self, source: Any, blocks: int) -> None:

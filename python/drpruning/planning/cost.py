@@ -12,7 +12,7 @@ from typing import Any
 
 from drpruning.config import RunConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.planning.accelerators import UTILISATION, Accelerator, find_accelerator, peak_flops, step_seconds
+from drpruning.planning.accelerators import UTILISATION, Accelerator, accelerator_peak, find_accelerator, step_seconds
 from drpruning.planning.memory import PhaseMemory, largest_phase, phases_of
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.planning.recipe import StagePlan, plan_recipe
@@ -146,7 +146,7 @@ def recipe_costs(config: RunConfig, source: ModelShape | OtherShape, cluster: Cl
     if cluster.number % cluster.shards(config.training):
         raise ConfigError(
             f"training.fsdp_shard {config.training.fsdp_shard} does not divide the {cluster.number} GPUs",
-            "Choose a divisor of the number of GPUs: so many ranks share one copy of the weights.",
+            "Choose a divisor of the number of GPUs: this number of ranks shares one copy of the weights.",
         )
     return tuple(_stage(config, stage, source, cluster) for stage in planned.stages)
 
@@ -229,7 +229,7 @@ _SIMULATED: dict[tuple[str, str, ModelShape | OtherShape, int, int], tuple[Phase
 
 def _stage(config: RunConfig, stage: StagePlan, source: ModelShape | OtherShape, cluster: Cluster) -> StageCost:
     phases = _phases(config, stage.name, source, cluster)
-    rate = cluster.number * peak_flops(config, cluster.accelerator)
+    rate = cluster.number * accelerator_peak(config, cluster.accelerator)
     seconds = step_seconds(config, stage.flops, rate)
     return StageCost(
         name=stage.name,

@@ -23,11 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from drpruning.config import RunConfig, TrainingConfig
-from drpruning.export.extract import Cut, Fold, KeptUnits, extract
 from drpruning.hf.models import build_on_meta
 from drpruning.planning.memory_tracker import MemoryTracker, Peak
 from drpruning.planning.model_shape import ModelShape, OtherShape, transformers_config
 from drpruning.pruning import MaskedModel, Target, parameter_count
+from drpruning.pruning.extract import Cut, Fold, KeptUnits, extract
 from drpruning.pruning.importance import importance
 from drpruning.pruning.sparse_forward import all_units
 from drpruning.train.calibration import measure_of

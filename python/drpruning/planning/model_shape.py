@@ -203,7 +203,7 @@ def _check_size(name: str, size: Any, where: str) -> None:
         )
 
 
-def _known(
+def _shape_of_family(
     family: str, sizes: str, vocabulary: int, positions: int, *, head_dim: int = 128, tied: bool = False
 ) -> ModelShape:
     """Return a shape; ``sizes`` are layers, hidden, heads, kv_heads and intermediate."""
@@ -224,21 +224,21 @@ def _known(
 
 KNOWN = {
     # layers, hidden, heads, kv_heads, intermediate; vocabulary, positions. From the models' own config.json.
-    "meta-llama/Llama-2-7b-hf": _known("llama", "32 4096 32 32 11008", 32000, 4096),
-    "meta-llama/Llama-2-13b-hf": _known("llama", "40 5120 40 40 13824", 32000, 4096),
-    "meta-llama/Llama-3.1-8B": _known("llama", "32 4096 32 8 14336", 128256, 131072),
-    "meta-llama/Llama-3.2-3B": _known("llama", "28 3072 24 8 8192", 128256, 131072, tied=True),
-    "meta-llama/Llama-3.2-1B": _known("llama", "16 2048 32 8 8192", 128256, 131072, head_dim=64, tied=True),
-    "mistralai/Mistral-7B-v0.1": _known("mistral", "32 4096 32 8 14336", 32000, 32768),
-    "Qwen/Qwen2-7B": _known("qwen2", "28 3584 28 4 18944", 152064, 131072),
-    "Qwen/Qwen2.5-7B": _known("qwen2", "28 3584 28 4 18944", 152064, 131072),
-    "Qwen/Qwen2.5-3B": _known("qwen2", "36 2048 16 2 11008", 151936, 32768, tied=True),
-    "Qwen/Qwen2.5-1.5B": _known("qwen2", "28 1536 12 2 8960", 151936, 131072, tied=True),
-    "Qwen/Qwen3-8B-Base": _known("qwen3", "36 4096 32 8 12288", 151936, 32768),
-    "Qwen/Qwen3-4B-Base": _known("qwen3", "36 2560 32 8 9728", 151936, 32768, tied=True),
-    "HuggingFaceTB/SmolLM2-1.7B": _known("llama", "24 2048 32 32 8192", 49152, 8192, head_dim=64, tied=True),
-    "HuggingFaceTB/SmolLM2-360M": _known("llama", "32 960 15 5 2560", 49152, 8192, head_dim=64, tied=True),
-    "HuggingFaceTB/SmolLM2-135M": _known("llama", "30 576 9 3 1536", 49152, 8192, head_dim=64, tied=True),
+    "meta-llama/Llama-2-7b-hf": _shape_of_family("llama", "32 4096 32 32 11008", 32000, 4096),
+    "meta-llama/Llama-2-13b-hf": _shape_of_family("llama", "40 5120 40 40 13824", 32000, 4096),
+    "meta-llama/Llama-3.1-8B": _shape_of_family("llama", "32 4096 32 8 14336", 128256, 131072),
+    "meta-llama/Llama-3.2-3B": _shape_of_family("llama", "28 3072 24 8 8192", 128256, 131072, tied=True),
+    "meta-llama/Llama-3.2-1B": _shape_of_family("llama", "16 2048 32 8 8192", 128256, 131072, head_dim=64, tied=True),
+    "mistralai/Mistral-7B-v0.1": _shape_of_family("mistral", "32 4096 32 8 14336", 32000, 32768),
+    "Qwen/Qwen2-7B": _shape_of_family("qwen2", "28 3584 28 4 18944", 152064, 131072),
+    "Qwen/Qwen2.5-7B": _shape_of_family("qwen2", "28 3584 28 4 18944", 152064, 131072),
+    "Qwen/Qwen2.5-3B": _shape_of_family("qwen2", "36 2048 16 2 11008", 151936, 32768, tied=True),
+    "Qwen/Qwen2.5-1.5B": _shape_of_family("qwen2", "28 1536 12 2 8960", 151936, 131072, tied=True),
+    "Qwen/Qwen3-8B-Base": _shape_of_family("qwen3", "36 4096 32 8 12288", 151936, 32768),
+    "Qwen/Qwen3-4B-Base": _shape_of_family("qwen3", "36 2560 32 8 9728", 151936, 32768, tied=True),
+    "HuggingFaceTB/SmolLM2-1.7B": _shape_of_family("llama", "24 2048 32 32 8192", 49152, 8192, head_dim=64, tied=True),
+    "HuggingFaceTB/SmolLM2-360M": _shape_of_family("llama", "32 960 15 5 2560", 49152, 8192, head_dim=64, tied=True),
+    "HuggingFaceTB/SmolLM2-135M": _shape_of_family("llama", "30 576 9 3 1536", 49152, 8192, head_dim=64, tied=True),
 }
 """Common base models by their name on the hub, to plan with offline."""
 
@@ -285,10 +285,10 @@ def _find(model: str) -> ModelShape | dict[str, Any]:
     by_name = {name.casefold(): shape for name, shape in KNOWN.items()}
     if not Path(model).expanduser().exists() and model.casefold() in by_name:
         return by_name[model.casefold()]
-    return read_config(model)[0]
+    return read_config_json(model)[0]
 
 
-def read_config(model: str) -> tuple[dict[str, Any], Path | None]:
+def read_config_json(model: str) -> tuple[dict[str, Any], Path | None]:
     """Return the fields of a model's ``config.json``, and the model's folder if it is on this machine.
 
     Args:

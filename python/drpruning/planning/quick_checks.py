@@ -35,10 +35,10 @@ def check_quickly(config: RunConfig) -> None:
         check_domains(config, open_folder(Path(config.data.corpus)))
     if config.model.source not in SHAPES_ONLY:
         check_model_exists(config.model.source)
-    check_target(config)
+    check_target_shape(config)
 
 
-def check_target(config: RunConfig) -> None:
+def check_target_shape(config: RunConfig) -> None:
     """Check that the target shape of a recipe, if it has one, fits the large model.
 
     Raises:

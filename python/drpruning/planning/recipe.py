@@ -9,18 +9,16 @@ from typing import Any
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import (
-    FORWARD,
-    TRAINING,
-    FlopCounts,
+from drpruning.flops import FORWARD, TRAINING, FlopCounts
+from drpruning.mixture import Aioli, build
+from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
+from drpruning.pruning.model_flops import (
     importance_flops_per_token,
     importance_tokens,
     products_per_token,
     repair_flops_per_token,
     repair_tokens,
 )
-from drpruning.mixture import Aioli, build
-from drpruning.planning.model_shape import KNOWN, ModelShape, OtherShape, read_any_shape, read_shape
 from drpruning.pruning.target import Target, cycle_sizes, parameter_count, parameters_of
 from drpruning.recipes import load_recipe, parse_recipe, shipped_recipes
 
@@ -221,7 +219,7 @@ def _flops(
     Args:
         config: The recipe.
         name: Name of the stage.
-        products: Products of a token in the stage's model, see :func:`drpruning.flops.products_per_token`.
+        products: Products of a token in the stage's model, as of ``products_per_token``.
         teacher: The same in the large model.
         scoring: FLOPs of a token that scores the units.
         repairing: FLOPs of a token of the repair.

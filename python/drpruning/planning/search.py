@@ -234,11 +234,11 @@ def _last_within(shape: dict[str, int], widths: list[int], costs: ShapeCosts, bu
 
     Every cost grows with intermediate, so widths within the limits come first.
     """
-    most = bisect_left(widths, True, key=lambda width: _over(costs(shape | {"intermediate": width}), budget) > 0)
+    most = bisect_left(widths, True, key=lambda width: _log_overrun(costs(shape | {"intermediate": width}), budget) > 0)
     return widths[max(0, most - 4) : max(1, most)] if widths else []
 
 
-def _over(candidate: Candidate, budget: Budget) -> float:
+def _log_overrun(candidate: Candidate, budget: Budget) -> float:
     """Return the largest logarithm of cost / limit; at most 0 if all limits are met."""
     limits: list[tuple[float, float | None]] = [
         (candidate.parameters, None if budget.parameters is None else budget.parameters * (1 + NOMINAL)),
@@ -257,7 +257,7 @@ def _miss(candidate: Candidate, budget: Budget) -> float:
         and (budget.memory_bytes, budget.cache_bytes, budget.decode_seconds) == (None,) * 3
     ):
         short = math.log(budget.parameters * (1 - NOMINAL) / candidate.parameters)
-    return max(0.0, _over(candidate, budget), short)
+    return max(0.0, _log_overrun(candidate, budget), short)
 
 
 def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:

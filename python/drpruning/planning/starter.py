@@ -1,4 +1,4 @@
-"""A first recipe for a model, a corpus and a number of parameters: commented YAML that trains as it is.
+"""A first recipe for a model, a corpus and a number of parameters: commented YAML that runs unchanged.
 
 Every number follows from a rule of this file. The rules are starting points from published runs and from this package's
 measurements, not optima; each comment in the recipe names its rule.
@@ -105,7 +105,7 @@ def write_recipe(
     name: str,
     tokens: float | None = None,
 ) -> StarterRecipe:
-    """Return a recipe that prunes a model to a shape and trains it on a corpus, or trains it further as it is.
+    """Return a recipe that prunes a model to a shape and trains it on a corpus, or trains it further in its shape.
 
     Args:
         model: Folder or hub name of the large model.
@@ -245,7 +245,7 @@ def _training(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def _memory_settings(config: RunConfig, source: ModelShape | OtherShape, cluster: Cluster) -> dict[str, Any] | None:
-    """Return the settings with which the recipe fits, empty if it fits as it is; None if nothing that is tried fits."""
+    """Return the settings with which the recipe fits, empty if it fits unchanged; None if none of those tried fits."""
     if all(stage.fits for stage in recipe_costs(config, source, cluster)):
         return {}
     fitting = find_fitting_settings(config, source, cluster)
@@ -282,12 +282,12 @@ def _line(setting: str, note: str | None) -> str:
 
 def _head(values: Mapping[str, Any]) -> str:
     size = count(values["parameters"])
-    what = "trained further as it is" if values["target"] is None else f"pruned to {size} parameters"
+    what = "trained further in its shape" if values["target"] is None else f"pruned to {size} parameters"
     return "\n".join(
         [
-            f"# {_quoted(values['model'])} {what}, on {count(values['budget'])} tokens",
+            f"# {_yaml_scalar(values['model'])} {what}, on {count(values['budget'])} tokens",
             "#",
-            "# Written by `drpruning init`: a first recipe, to run as it is and to change. docs/choosing.md explains",
+            "# Written by `drpruning init`: a first recipe, to run and to change. docs/choosing.md explains",
             "# the settings, docs/recipe.md lists all.",
             "",
             f"name: {values['name']}",
@@ -296,13 +296,13 @@ def _head(values: Mapping[str, Any]) -> str:
     )
 
 
-def _quoted(text: object) -> str:
+def _yaml_scalar(text: object) -> str:
     """Return a scalar that YAML reads back as this text, on one line."""
     return yaml.safe_dump(str(text), default_style=None, width=10**9, allow_unicode=True).splitlines()[0]
 
 
 def _model(values: Mapping[str, Any]) -> str:
-    lines = ["model:", f"  source: {_quoted(values['model'])}"]
+    lines = ["model:", f"  source: {_yaml_scalar(values['model'])}"]
     source = values["source"]
     if isinstance(source, ModelShape):
         sizes = {
@@ -325,11 +325,11 @@ def _model(values: Mapping[str, Any]) -> str:
 def _data(values: Mapping[str, Any]) -> str:
     lines = [
         "data:",
-        f"  corpus: {_quoted(values['corpus'])}",
+        f"  corpus: {_yaml_scalar(values['corpus'])}",
         f"  seq_len: {values['seq_len']}",
         _line("  reference_ratio:", "the corpus's own shares; change them to what the model is for"),
     ]
-    lines += [f"    {_quoted(domain)}: {share}" for domain, share in values["ratio"].items()]
+    lines += [f"    {_yaml_scalar(domain)}: {share}" for domain, share in values["ratio"].items()]
     return "\n".join(lines)
 
 
@@ -380,7 +380,7 @@ def _continue(values: Mapping[str, Any]) -> str:
 
 
 def _mixture(values: Mapping[str, Any]) -> str:
-    measured = "the model as it is" if values["target"] is None else "the unpruned model"
+    measured = "the model before training" if values["target"] is None else "the unpruned model"
     return "\n".join(
         [
             "mixture:",

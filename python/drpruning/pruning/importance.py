@@ -23,11 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from drpruning.errors import ConfigError
 from drpruning.pruning.architectures import architecture_of, parts_of
@@ -177,78 +179,85 @@ def _activation(
     total: Callable[[Tensor], Tensor],
     masks: Masks | None,
 ) -> dict[str, Tensor] | None:
-    model, sizes = masked.model, masked.source.sizes()
-    architecture = architecture_of(model.config)
-    blocks, device = sizes["layers"], model.device
-    scores = {
-        "layer": torch.zeros(blocks, device=device),
-        "head": torch.zeros(blocks, sizes["kv_heads"], device=device),
-        "intermediate": torch.zeros(blocks, sizes["intermediate"], device=device),
-        "hidden": torch.zeros(sizes["hidden"], device=device),
-    }
-    if "experts" in sizes:
-        scores["expert"] = torch.zeros(blocks, sizes["experts"], device=device)
-        scores["intermediate"] = torch.zeros(blocks, sizes["experts"], sizes["intermediate"], device=device)
-    share = 1.0
-
-    def watch_block(block: int) -> Callable[..., None]:
-        def add(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            before, after = inputs[0].float(), output.float()
-            scores["layer"][block] += share * (1 - functional.cosine_similarity(before, after, dim=-1).mean())
-
-        return add
-
-    def watch_inputs(block: int, axis: str) -> Callable[..., None]:
-        def add(module: Any, inputs: tuple[Any, ...]) -> None:
-            read = inputs[0].float().flatten(0, -2)
-            if axis == "query":
-                scores["head"][block] += share * read.unflatten(-1, (sizes["kv_heads"], -1)).norm(dim=-1).mean(0)
-            else:
-                scores["intermediate"][block] += share * read.abs().mean(0)
-
-        return add
-
-    def watch_router(block: int) -> Callable[..., None]:
-        def add(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            scores["expert"][block] += share * _routed_load(output[1], output[2], sizes["experts"])
-
-        return add
-
-    def watch_experts(block: int) -> Callable[..., None]:
-        def add(module: Any, inputs: tuple[Any, ...]) -> None:
-            scores["intermediate"][block] += share * _sizes_in_experts(module, inputs[0], inputs[1])
-
-        return add
-
-    def add_hidden(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scores["hidden"] += share * output.float().abs().flatten(0, -2).mean(0)
-
-    handles = []
-    for block in range(blocks):
-        path = f"{architecture.blocks}.{block}"
-        handles.append(model.get_submodule(path).register_forward_hook(watch_block(block)))
-        for part in parts_of(model.config):
-            module = model.get_submodule(f"{path}.{part.name}")
-            if part.is_router:
-                handles.append(module.register_forward_hook(watch_router(block)))
-            elif part.is_stacked:
-                if part.writes_to_stream and "intermediate" in masked.gates:
-                    handles.append(module.register_forward_pre_hook(watch_experts(block)))
-            elif part.axes == ("hidden",):
-                handles.append(module.register_forward_hook(add_hidden))
-            elif part.axes in (("hidden", "query"), ("hidden", "intermediate")):
-                handles.append(module.register_forward_pre_hook(watch_inputs(block, str(part.axes[1]))))
+    sums = _ActivationSums(masked)
+    handles = sums.watch()
     seen = False
     try:
         with masked.fixed_masks(masks or {}):
             for rows in batches:
-                share = rows.share  # read by the hooks
+                sums.share = rows.share
                 loss(masked, rows.tokens)
                 seen = True
     finally:
         for handle in handles:
             handle.remove()
-    return {kind: total(score) for kind, score in scores.items()} if seen else None
+    return {kind: total(score) for kind, score in sums.scores.items()} if seen else None
+
+
+class _ActivationSums:
+    """The activation scores of all units, added up by hooks in forward passes.
+
+    Attributes:
+        scores: By kind, float32; shapes as the gates'.
+        share: Weight of the next forward pass.
+    """
+
+    def __init__(self, masked: MaskedModel) -> None:
+        self._masked, self._sizes = masked, masked.source.sizes()
+        sizes, device = self._sizes, masked.model.device
+        blocks = sizes["layers"]
+        self.share = 1.0
+        self.scores = {
+            "layer": torch.zeros(blocks, device=device),
+            "head": torch.zeros(blocks, sizes["kv_heads"], device=device),
+            "intermediate": torch.zeros(blocks, sizes["intermediate"], device=device),
+            "hidden": torch.zeros(sizes["hidden"], device=device),
+        }
+        if "experts" in sizes:
+            self.scores["expert"] = torch.zeros(blocks, sizes["experts"], device=device)
+            self.scores["intermediate"] = torch.zeros(blocks, sizes["experts"], sizes["intermediate"], device=device)
+
+    def watch(self) -> list[RemovableHandle]:
+        """Register the hooks on all blocks and projections."""
+        model = self._masked.model
+        handles = []
+        for block in range(self._sizes["layers"]):
+            path = f"{architecture_of(model.config).blocks}.{block}"
+            handles.append(model.get_submodule(path).register_forward_hook(partial(self._add_block, block)))
+            for part in parts_of(model.config):
+                module = model.get_submodule(f"{path}.{part.name}")
+                if part.is_router:
+                    handles.append(module.register_forward_hook(partial(self._add_router, block)))
+                elif part.is_stacked:
+                    if part.writes_to_stream and "intermediate" in self._masked.gates:
+                        handles.append(module.register_forward_pre_hook(partial(self._add_experts, block)))
+                elif part.axes == ("hidden",):
+                    handles.append(module.register_forward_hook(self._add_hidden))
+                elif part.axes == ("hidden", "query"):
+                    handles.append(module.register_forward_pre_hook(partial(self._add_heads, block)))
+                elif part.axes == ("hidden", "intermediate"):
+                    handles.append(module.register_forward_pre_hook(partial(self._add_intermediate, block)))
+        return handles
+
+    def _add_block(self, block: int, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        before, after = inputs[0].float(), output.float()
+        self.scores["layer"][block] += self.share * (1 - functional.cosine_similarity(before, after, dim=-1).mean())
+
+    def _add_heads(self, block: int, module: Any, inputs: tuple[Any, ...]) -> None:
+        groups = inputs[0].float().flatten(0, -2).unflatten(-1, (self._sizes["kv_heads"], -1))
+        self.scores["head"][block] += self.share * groups.norm(dim=-1).mean(0)
+
+    def _add_intermediate(self, block: int, module: Any, inputs: tuple[Any, ...]) -> None:
+        self.scores["intermediate"][block] += self.share * inputs[0].float().flatten(0, -2).abs().mean(0)
+
+    def _add_router(self, block: int, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self.scores["expert"][block] += self.share * _routed_load(output[1], output[2], self._sizes["experts"])
+
+    def _add_experts(self, block: int, module: Any, inputs: tuple[Any, ...]) -> None:
+        self.scores["intermediate"][block] += self.share * _sizes_in_experts(module, inputs[0], inputs[1])
+
+    def _add_hidden(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.scores["hidden"] += self.share * output.float().abs().flatten(0, -2).mean(0)
 
 
 def _routed_load(weights_NK: Tensor, experts_NK: Tensor, number: int) -> Tensor:

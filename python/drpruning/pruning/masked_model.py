@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from drpruning.errors import ConfigError, StateError
-from drpruning.export.extract import Cut, Fold, KeptUnits, PruningDecisions, extract, write_cut, write_pruned_model
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning import deterministic_gates, hard_concrete, lagrangian
 from drpruning.pruning.async_copy import copy_to_device
+from drpruning.pruning.extract import Cut, Fold, KeptUnits, PruningDecisions, extract, write_cut, write_pruned_model
 from drpruning.pruning.learning_rates import QUADRATIC_MULTIPLIER_INIT
 from drpruning.pruning.lookahead import MaskLookahead, versions
 from drpruning.pruning.masked_modules import AppliedMasks, Masks, check_parameters, install

@@ -386,7 +386,7 @@ class MaskedRouter(nn.Module):
         return masked_NE.to(logits_NE.dtype), weights_NK, experts_NK
 
 
-class _Replaced:
+class _ReplacedParameters:
     """A module with other tensors in place of some parameters; the module does not change.
 
     Assigning the tensors to the module would be a side effect, which a compiler does not trace where the forward pass
@@ -414,13 +414,13 @@ class MaskedParameters(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module with masked tensors in place of its parameters."""
-        tensors = {part.weight: self._masked(part, part.weight, part.axes) for part in self.parts}
+        tensors = {part.weight: self._masked_weight(part, part.weight, part.axes) for part in self.parts}
         biased = [part for part in self.parts if part.bias]
-        tensors |= {part.bias_name: self._masked(part, part.bias_name, part.bias_axes) for part in biased}
+        tensors |= {part.bias_name: self._masked_weight(part, part.bias_name, part.bias_axes) for part in biased}
         plain: Any = super(MaskedParameters, type(self))
-        return plain.forward(_Replaced(self, tensors), *args, **kwargs)
+        return plain.forward(_ReplacedParameters(self, tensors), *args, **kwargs)
 
-    def _masked(self, part: Part, name: str, axes: tuple[Dimension, ...]) -> Tensor:
+    def _masked_weight(self, part: Part, name: str, axes: tuple[Dimension, ...]) -> Tensor:
         masks = self.block_masks
         tensor = gather(getattr(self, name), *(masks.active.get(axis) for axis in axes))
         if not part.is_stacked or part.matrix_axes[0] != "hidden":

@@ -52,7 +52,7 @@ def computed_products(masked: MaskedModel, length: int) -> float:
 
     Args:
         masked: The model.
-        length: Tokens in a row, see :func:`drpruning.flops.products_per_token`.
+        length: Tokens in a row, see :func:`drpruning.pruning.model_flops.products_per_token`.
     """
     sizes, active, config = masked.source.sizes(), masked.applied.active, masked.model.config
     head_dim, mlp_matrices = head_dim_of(config), num_mlp_matrices(config)

@@ -2,7 +2,7 @@
 
 Three rules come from the software that loads the result:
 
-- transformers: some configs reject a width that is no multiple of the query heads (Llama), or compute the width of a
+- transformers: some configs reject a width that is not a multiple of the query heads (Llama), or compute the width of a
   head as hidden size / heads (GPT-NeoX);
 - grouped-query attention: query heads are pruned together with the key/value head they share;
 - all loaders: every block has the same shape.

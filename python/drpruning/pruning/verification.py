@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ArchitectureError
-from drpruning.export.extract import KeptUnits, select_entries, unit_indices
 from drpruning.pruning.architectures import (
     EXPERT_FIELDS,
     architecture_of,
@@ -33,6 +32,7 @@ from drpruning.pruning.architectures import (
     size_field,
     weights_of,
 )
+from drpruning.pruning.extract import KeptUnits, select_entries, unit_indices
 from drpruning.pruning.masked_model import MaskedModel
 from drpruning.pruning.sparse_forward import all_units, entries_of
 from drpruning.pruning.target import EXPERT_MULTIPLE, Target, axis_sizes, parameter_count, sizes_of

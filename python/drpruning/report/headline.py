@@ -107,7 +107,7 @@ def difference_sentence(own: RunExcess, other: RunExcess) -> str:
     ]
     if not parts:
         return ""
-    return f"With {printable(own.label)} instead of {printable(other.label)}, {_joined(parts)}."
+    return f"With {printable(own.label)} instead of {printable(other.label)}, {_join_words(parts)}."
 
 
 def _lower(difference: Difference) -> str:
@@ -132,21 +132,21 @@ def _excess(own: RunExcess, other: RunExcess | None) -> list[Phrase]:
     if other is not None:
         where = "" if other.worst_domain == domain else f" in {printable(other.worst_domain)}"
         name = "constant mixture" if other.label == "constant" else printable(other.label)
-        worst += f"; {name}: {_above(other.worst.value)}{where}"
-        mean = f" ({name}: {_above(other.mean.value)})"
+        worst += f"; {name}: {_excess_in_words(other.worst.value)}{where}"
+        mean = f" ({name}: {_excess_in_words(other.mean.value)})"
     even = "even " if own.worst.value < 0 else ""
     return [
-        Phrase(_above(own.worst.value), strong=True),
+        Phrase(_excess_in_words(own.worst.value), strong=True),
         Phrase(f" {base} {even}in the worst domain ({worst}), "),
-        Phrase(_above(own.mean.value), strong=True),
+        Phrase(_excess_in_words(own.mean.value), strong=True),
         Phrase(f" it on average{mean}"),
     ]
 
 
-def _above(value: float) -> str:
+def _excess_in_words(value: float) -> str:
     """Write an excess in words.
 
-    >>> _above(0.25), _above(-0.25), _above(0.0001)
+    >>> _excess_in_words(0.25), _excess_in_words(-0.25), _excess_in_words(0.0001)
     ('0.250 nats above', '0.250 nats below', 'level with')
     """
     if not math.isfinite(value):
@@ -159,7 +159,7 @@ def _above(value: float) -> str:
 def _cost(run: Run) -> list[Phrase]:
     """Write tokens, time and FLOPs of the stages after the base."""
     words = total_cost([cost for cost in stage_costs(run) if cost.name != "pretrain"]).in_words
-    return [Phrase(", for "), Phrase(_joined(words), strong=True), Phrase(".")] if words else [Phrase(".")]
+    return [Phrase(", for "), Phrase(_join_words(words), strong=True), Phrase(".")] if words else [Phrase(".")]
 
 
 def _over_seeds(run: Run, rival: int | None) -> str:
@@ -217,8 +217,8 @@ def _so_far(run: Run) -> tuple[Phrase, ...]:
     mean = sum(excess.values()) / len(excess)
     return (
         Phrase(f"at the last evaluation ({printable(stages[-1])} step {bins.last:,}, validation rows) the model is "),
-        Phrase(_above(excess[worst]), strong=True),
-        Phrase(f" the base in the worst domain ({printable(worst)}) and {_above(mean)} it on average."),
+        Phrase(_excess_in_words(excess[worst]), strong=True),
+        Phrase(f" the base in the worst domain ({printable(worst)}) and {_excess_in_words(mean)} it on average."),
     )
 
 
@@ -247,12 +247,12 @@ def _shortfalls(run: Run) -> Iterable[str]:
     missed = [printable(kind) for kind, reached in (kept.target_met if kept else {}).items() if not reached]
     if missed:
         yield (
-            f"At the end of the prune stage the masks had missed the target in {_joined(missed)}; the extracted model "
-            "has exactly the target's shape."
+            f"At the end of the prune stage the masks had missed the target in {_join_words(missed)}; the extracted "
+            "model has exactly the target's shape."
         )
     if run.series.skipped:
         yield f"{run.series.skipped:,} steps were skipped: their loss or gradient was not finite."
 
 
-def _joined(parts: Sequence[str]) -> str:
+def _join_words(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

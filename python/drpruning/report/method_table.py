@@ -16,7 +16,7 @@ from drpruning.intervals import student_half_width
 from drpruning.report.excess import RunExcess, excess_of, same_corpus
 from drpruning.report.loss_tables import StrategyRow, compare_strategies, summary_table
 from drpruning.report.read.run import Run
-from drpruning.report.stage_costs import StageCost, stage_costs, total_cost
+from drpruning.report.stage_costs import StageTotals, stage_costs, total_cost
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.cells import is_best
 
@@ -30,7 +30,7 @@ class Result:
 
     values: list[float]
     excess: RunExcess | None
-    cost: StageCost
+    cost: StageTotals
 
 
 Seeds = Mapping[int, Result]
@@ -139,7 +139,7 @@ def _base_row(run: Run, columns: Sequence[str], costs: int) -> Row:
 
 
 def _method_rows(
-    methods: Mapping[str, Seeds], columns: Sequence[str], costs: Mapping[str, Callable[[StageCost], Cell]]
+    methods: Mapping[str, Seeds], columns: Sequence[str], costs: Mapping[str, Callable[[StageTotals], Cell]]
 ) -> list[Row]:
     """Return a row for each method: means over the seeds with their intervals; the best of a column is marked."""
     table = []
@@ -178,10 +178,10 @@ def _best(columns: Sequence[str], at: int, methods: Sequence[Seeds]) -> list[boo
     return [each or near for each, near in zip(lowest, within, strict=True)]
 
 
-def _cost_columns(methods: Mapping[str, Seeds]) -> dict[str, Callable[[StageCost], Cell]]:
+def _cost_columns(methods: Mapping[str, Seeds]) -> dict[str, Callable[[StageTotals], Cell]]:
     """Return the columns of costs that any run recorded."""
     found = [result.cost for seeds in methods.values() for result in seeds.values()]
-    columns: dict[str, Callable[[StageCost], Cell]] = {}
+    columns: dict[str, Callable[[StageTotals], Cell]] = {}
     if any(cost.tokens for cost in found):
         columns["tokens"] = lambda cost: Cell(count(cost.tokens) if cost.tokens else NONE, cost.tokens)
     if any(math.isfinite(cost.flops) for cost in found):

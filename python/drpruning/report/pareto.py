@@ -24,7 +24,7 @@ SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 
 
 @dataclass(frozen=True)
-class Point:
+class MethodPoint:
     """One method: weighted mean ``x`` and worst excess ``y``, each with the ends of an interval (NaN if unknown)."""
 
     name: str
@@ -45,7 +45,7 @@ class Point:
 class ParetoPlot:
     """Points in view, and the corners of the static front, from the lowest weighted mean to the lowest worst excess."""
 
-    points: tuple[Point, ...]
+    points: tuple[MethodPoint, ...]
     front: tuple[tuple[float, float], ...]
     note: str
     keys: tuple[Key, ...]
@@ -74,7 +74,7 @@ class ParetoPlot:
         return limits[0], limits[1]
 
 
-def pareto_plot(points: Iterable[Point], note: str = "") -> ParetoPlot | None:
+def pareto_plot(points: Iterable[MethodPoint], note: str = "") -> ParetoPlot | None:
     """Return the plot of the points that can be drawn; None for fewer than two in view."""
     drawn = [point for point in points if is_drawable(point.x) and is_drawable(point.y)]
     shown = tuple(sorted((point for point in drawn if point.in_view), key=lambda point: point.static))  # static on top
@@ -94,7 +94,7 @@ def pareto_plot(points: Iterable[Point], note: str = "") -> ParetoPlot | None:
 def pareto_of_runs(compared: StrategyComparison, static: Sequence[bool]) -> ParetoPlot | None:
     """Plot runs side by side; ``static`` is true for those whose mixture does not move."""
     rows = zip(compared.rows, static, strict=True)
-    return pareto_plot(Point(row.name, row.ratio_weighted, row.worst_excess, fixed) for row, fixed in rows)
+    return pareto_plot(MethodPoint(row.name, row.ratio_weighted, row.worst_excess, fixed) for row, fixed in rows)
 
 
 def static_front(places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

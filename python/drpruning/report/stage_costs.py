@@ -14,7 +14,7 @@ from drpruning.tables import Cell, Row, Table
 
 
 @dataclass(frozen=True)
-class StageCost:
+class StageTotals:
     """The cost of a stage, or of several.
 
     Attributes:
@@ -39,21 +39,21 @@ class StageCost:
         return words + ([flops_in_words(self.flops)] if math.isfinite(self.flops) else [])
 
 
-def stage_costs(run: Run) -> list[StageCost]:
+def stage_costs(run: Run) -> list[StageTotals]:
     """Return the cost of each stage of a run so far, in order."""
     ended = {record.stage: record for record in records_of(run.records, StageEnded)}
     return [_cost(stage, ended.get(stage.name)) for stage in run.stages if stage.name in STAGES and stage.tokens > 0]
 
 
-def _cost(stage: StageProgress, end: StageEnded | None) -> StageCost:
+def _cost(stage: StageProgress, end: StageEnded | None) -> StageTotals:
     seconds = math.nan if end is None else end.seconds
     flops = FlopCounts.of(end.flops).charged if end is not None and end.flops else math.nan
-    return StageCost(stage.name, stage.steps, stage.tokens, seconds, flops)
+    return StageTotals(stage.name, stage.steps, stage.tokens, seconds, flops)
 
 
-def total_cost(costs: Sequence[StageCost], name: str = "total") -> StageCost:
+def total_cost(costs: Sequence[StageTotals], name: str = "total") -> StageTotals:
     """Add up costs; a time or FLOPs that are not known make their sum unknown."""
-    return StageCost(
+    return StageTotals(
         name,
         sum(cost.steps for cost in costs),
         sum(cost.tokens for cost in costs),
@@ -81,7 +81,7 @@ def cost_table(run: Run) -> Table | None:
     return Table(columns, rows, title="Cost by stage", note=" ".join(notes))
 
 
-def _row(cost: StageCost, with_flops: bool, *, summary: bool = False) -> Row:
+def _row(cost: StageTotals, with_flops: bool, *, summary: bool = False) -> Row:
     cells = [
         Cell(f"{cost.steps:,}", cost.steps),
         Cell(f"{cost.tokens:,}", cost.tokens),

@@ -129,8 +129,8 @@ def _law(x: Vector, t: Vector, y: Vector, learning_rates: LearningRates | None) 
     kept, recent = points.after(t, points.WARMUP), points.after(t, points.RECENT)
     wide, narrow = fit_points(x[kept], t[kept], y[kept]), fit_points(x[recent], t[recent], y[recent])
     if points.misfits(wide.log_loss(narrow.x, narrow.t) - narrow.y, narrow.residuals) and narrow.falls:
-        return described(narrow, learning_rates)
-    return described(wide, learning_rates) if wide.falls else None
+        return scaling_law(narrow, learning_rates)
+    return scaling_law(wide, learning_rates) if wide.falls else None
 
 
 def fit_points(x: Vector, t: Vector, y: Vector) -> Fit:
@@ -140,7 +140,7 @@ def fit_points(x: Vector, t: Vector, y: Vector) -> Fit:
     return Fit(x, t, y, theta=(law.level, law.share, law.alpha, law.beta), learns_alpha=learns_alpha)
 
 
-def described(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingLaw:
+def scaling_law(fit: Fit, learning_rates: LearningRates | None = None) -> ScalingLaw:
     """Return the law of a fit that falls."""
     from scipy.special import stdtrit  # noqa: PLC0415
 

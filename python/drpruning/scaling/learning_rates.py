@@ -87,7 +87,7 @@ def _settings(text: str, shape: str, rest: str) -> dict[str, str]:
             raise ConfigError(f"learning rates {text!r}: only rates relative to the peak matter", "Leave out peak.")
         if name not in known or not value:
             raise ConfigError(
-                f"learning rates {text!r}: {item!r} is no setting of {shape}; its settings are {', '.join(known)}",
+                f"learning rates {text!r}: {item!r} is not a setting of {shape}; its settings are {', '.join(known)}",
                 did_you_mean(name, known) or EXAMPLE,
             )
         settings[name] = value

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import WeightError
-from drpruning.scaling.fit import LARGEST_FALL, SAME_SIZE, SMALLEST_NOISE, Fit, described, fit_points
+from drpruning.scaling.fit import LARGEST_FALL, SAME_SIZE, SMALLEST_NOISE, Fit, fit_points, scaling_law
 from drpruning.scaling.law import LawStatus, ScalingLaw, around
 
 Vector = NDArray[np.float64]
@@ -118,7 +118,7 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
     fit = replace(_power_law(x, y) if sizes == 2 else fit_points(np.zeros_like(x), x, y), known_noise=noise)
     if not fit.falls:
         return _constant(x, y, sizes, noise, "the loss does not fall visibly with the size")
-    law = described(fit)
+    law = scaling_law(fit)
     if fit.noise == noise:  # known, and not estimated from a handful of residuals
         law = replace(law, _quantile=NORMAL_90)
     two = sizes == 2

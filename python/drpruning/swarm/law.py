@@ -213,7 +213,7 @@ def _fit_target(
     spread = float(losses.std())
     start = _start(form, features, losses)
     if spread < 1e-12 * max(1.0, float(np.abs(losses).max())):
-        flat = _flat(form, features.shape[1], float(losses.mean()))
+        flat = _constant_law(form, features.shape[1], float(losses.mean()))
         return _TargetFit(flat, [flat] * len(weights), TargetStatus.CONSTANT, float("nan"), 0.0, float("nan"))
 
     ones = np.ones(len(losses))
@@ -356,7 +356,7 @@ def _start(form: Form, features: NDArray[np.float64], losses: NDArray[np.float64
     )
 
 
-def _flat(form: Form, domains: int, loss: float) -> NDArray[np.float64]:
+def _constant_law(form: Form, domains: int, loss: float) -> NDArray[np.float64]:
     """Return parameters of a law that predicts ``loss`` for every mixture."""
     if form == "linear":
         return np.concatenate([[loss], np.zeros(domains)])

@@ -171,7 +171,7 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
+class _CsvTable:
     source: str
     columns: tuple[str, ...]
     ids: dict[str, list[str]]
@@ -198,7 +198,7 @@ class _Table:
         return np.array(rows, np.float64).reshape(len(rows), len(chosen))
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path) -> _CsvTable:
     with path.open("rb") as stream:
         rows = lines(stream, str(path))
         try:
@@ -210,7 +210,7 @@ def _read_table(path: Path) -> _Table:
         raise LossTableError(f"{path} has a header and no rows; expected a row per run")
     ids = {name: [cells[name] for _, cells in found] for name in ID_COLUMNS if name in names}
     columns = tuple(name for name in names if name and name not in (*ID_COLUMNS, TOKENS))
-    return _Table(str(path), columns, ids, [cells for _, cells in found], [place for place, _ in found])
+    return _CsvTable(str(path), columns, ids, [cells for _, cells in found], [place for place, _ in found])
 
 
 def _number(cell: str, place: str) -> float:
@@ -222,7 +222,7 @@ def _number(cell: str, place: str) -> float:
         raise LossTableError(f"{place} holds {cell[:40]!r}; expected a number or an empty cell") from None
 
 
-def _match(mixtures: _Table, losses: _Table) -> list[int]:
+def _match(mixtures: _CsvTable, losses: _CsvTable) -> list[int]:
     """Return, for each row of ``mixtures``, the row of ``losses`` of the same run."""
     keys = [name for name in ID_COLUMNS if name in mixtures.ids and name in losses.ids]
     if not keys:

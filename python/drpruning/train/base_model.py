@@ -27,7 +27,7 @@ BASE_FORMAT = 1  # raised when the same recipe would train another base
 CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
-def describe(architecture: ArchitectureConfig, vocabulary: int, end_token: int | None = None) -> Any:
+def model_config(architecture: ArchitectureConfig, vocabulary: int, end_token: int | None = None) -> Any:
     """Return the transformers configuration of an architecture.
 
     Args:
@@ -64,7 +64,7 @@ def source_config(model: ModelConfig, corpus: Corpus) -> Any:
         assert model.architecture is not None
         if vocabulary is None and model.architecture.vocabulary is None:
             raise ConfigError("the corpus names no tokenizer, so model.architecture.vocabulary is needed")
-        config = describe(model.architecture, vocabulary or 0, end_token)
+        config = model_config(model.architecture, vocabulary or 0, end_token)
     else:
         config = read_config(model.source)
         if model.architecture is not None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from drpruning.config import MeasuresConfig, PruneConfig
 from drpruning.export.repair import repair
-from drpruning.flops import num_calibration_batches
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.domain_importance import combine
 from drpruning.pruning.importance import Measure, Measures, RankRows, importance
 from drpruning.pruning.masked_modules import Masks
+from drpruning.pruning.model_flops import num_calibration_batches
 from drpruning.pruning.sizes import evaluated_sizes
 from drpruning.sampler import DomainSampler
 from drpruning.train.context import TrainContext

@@ -37,7 +37,7 @@ from drpruning.files import clear_partial, new_folder, open_regular_file
 from drpruning.formatting import size_in_words
 from drpruning.train.cpu_staging import CpuStaging
 from drpruning.train.distributed.ranks import Ranks
-from drpruning.train.tensor_files import Entry, Index, Part, read_tensors, split, write_tensors
+from drpruning.train.tensor_files import Index, TensorEntry, TensorPart, read_tensors, split, write_tensors
 
 FORMAT = 5
 TENSORS, INDEX, STATE, COMPLETE = "tensors", "tensors.json", "state.json", "complete.json"
@@ -111,7 +111,7 @@ class Checkpoints:
         self.wait()
         target = self.folder / f"{stage}-{step:09d}"
         if self.ranks.agree(target.exists):
-            if self._verified(target)[1] is not None:
+            if self._read_verified(target)[1] is not None:
                 return
             self.ranks.do(lambda: _delete(target))
         body = {"stage": stage, "step": step, "recipe": self.recipe, "state": state}
@@ -155,8 +155,8 @@ class Checkpoints:
         """Return the newest usable checkpoint of a stage, and a message for each damaged one that was skipped."""
         self.wait()
         damaged: list[str] = []
-        for name in self.ranks.agree(lambda: [path.name for path in self._found(stage)]):
-            problem, checkpoint = self._verified(self.folder / name)
+        for name in self.ranks.agree(lambda: [path.name for path in self._folders_of(stage)]):
+            problem, checkpoint = self._read_verified(self.folder / name)
             if checkpoint is not None:
                 return checkpoint, damaged
             damaged.append(f"checkpoint {self.folder / name} {problem}")
@@ -183,7 +183,7 @@ class Checkpoints:
         self.wait()
 
         def delete() -> None:
-            for path in self._found(stage):
+            for path in self._folders_of(stage):
                 _delete(path)
             clear_partial(self.folder)
             self.skipped_batches_file(stage).unlink(missing_ok=True)
@@ -199,7 +199,7 @@ class Checkpoints:
     def _write(
         self,
         target: Path,
-        parts: list[Part],
+        parts: list[TensorPart],
         values: dict[str, Any],
         text: str,
         group: distributed.ProcessGroup | None,
@@ -226,7 +226,7 @@ class Checkpoints:
         except OSError as error:
             raise self._cannot_write(target, parts, error) from error
         if self.ranks.first:
-            found = self._found(stage)
+            found = self._folders_of(stage)
             newest = found.index(target)
             for spare in (*found[:newest], *found[newest + self.keep :]):
                 _delete(spare)
@@ -240,8 +240,8 @@ class Checkpoints:
             yield partial_folder
 
     def _write_tensors(
-        self, partial_folder: Path, parts: list[Part], group: distributed.ProcessGroup | None
-    ) -> tuple[dict[str, tuple[int, str]], list[dict[str, Entry]]]:
+        self, partial_folder: Path, parts: list[TensorPart], group: distributed.ProcessGroup | None
+    ) -> tuple[dict[str, tuple[int, str]], list[dict[str, TensorEntry]]]:
         """Write this rank's part of the tensors.
 
         Returns:
@@ -259,21 +259,21 @@ class Checkpoints:
             raise OSError("; ".join(problems))
         return {f"{TENSORS}/{file}": pair for _, file, pair, _ in outcomes}, [each for *_, each in outcomes]
 
-    def _cannot_write(self, target: Path, parts: list[Part], error: BaseException) -> DiskError:
+    def _cannot_write(self, target: Path, parts: list[TensorPart], error: BaseException) -> DiskError:
         needed = sum(part.local.nbytes for part in parts)
         free = shutil.disk_usage(_existing(self.folder)).free
         if free < needed * 1.1:
             why = f"it needs {size_in_words(needed)}, and {size_in_words(free)} are free"
         else:
             why = _first_line(error)
-        last = next((path.name for path in self._found(target.name.partition("-")[0])), None)
+        last = next((path.name for path in self._folders_of(target.name.partition("-")[0])), None)
         intact = "there is no earlier one" if last is None else f"the last one, {last}, is intact"
         return DiskError(
             f"the checkpoint {target} could not be written: {why}; {intact}",
             "Free disk space, then rerun with --resume.",
         )
 
-    def _verified(self, path: Path) -> tuple[str, Checkpoint | None]:
+    def _read_verified(self, path: Path) -> tuple[str, Checkpoint | None]:
         """Return a problem, as a clause, or the checkpoint; the ranks share the files, each is read once."""
         problem, files, checkpoint = self.ranks.agree(lambda: self._read(path))
         if checkpoint is None:
@@ -290,7 +290,7 @@ class Checkpoints:
             A problem, as a clause; size and checksum of the files of tensors; the checkpoint, if there is no problem.
         """
         try:
-            files = _listed(path)
+            files = _file_hashes(path)
             index, body = (_read_json(path / name, *files.pop(name)) for name in (INDEX, STATE))
             stage, step, recipe, state = _fields(body, stage=str, step=int, recipe=str, state=dict)
             if f"{stage}-{step:09d}" != path.name:
@@ -303,7 +303,7 @@ class Checkpoints:
             return f"is damaged: {_first_line(error)}", {}, None
         return "", files, Checkpoint(path, stage, step, state, found)
 
-    def _found(self, stage: str) -> list[Path]:
+    def _folders_of(self, stage: str) -> list[Path]:
         """Return the folders of a stage, newest first."""
         if not self.folder.is_dir():
             return []
@@ -315,7 +315,7 @@ class Checkpoints:
         ]
 
 
-def _listed(path: Path) -> dict[str, tuple[int, str]]:
+def _file_hashes(path: Path) -> dict[str, tuple[int, str]]:
     """Return size and SHA-256 of each file of a checkpoint, by its path in the folder.
 
     Raises:
@@ -333,7 +333,7 @@ def _listed(path: Path) -> dict[str, tuple[int, str]]:
         raise ValueError(f"{COMPLETE} does not list {missing[0]}")
     for name, pair in files.items():
         if name not in {INDEX, STATE} and not _SHARD.fullmatch(name):
-            raise ValueError(f"{COMPLETE} lists {name[:40]!r}, which is no file of a checkpoint")
+            raise ValueError(f"{COMPLETE} lists {name[:40]!r}, which is not a file of a checkpoint")
         if not isinstance(pair, list) or [type(item) for item in pair] != [int, str] or pair[0] < 0:
             raise ValueError(f"{COMPLETE} lists {name} with {str(pair)[:40]}; expected size and sha256")
     return {name: (size, digest) for name, (size, digest) in files.items()}
@@ -358,7 +358,7 @@ def _read_json(path: Path, size: int, digest: str) -> Any:
 def _parse(content: bytes, name: str) -> Any:
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number[:20]} is no finite number")
+            raise ValueError(f"{number[:20]} is not a finite number")
         return value
 
     try:

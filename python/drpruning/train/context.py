@@ -37,7 +37,7 @@ class TrainContext:
         sink: Takes the records.
         checkpoints: Writes and reads checkpoints.
         records_size: Returns the bytes of the records so far.
-        truncate_records: Drops the records after so many bytes.
+        truncate_records: Drops the records after a number of bytes.
         stop: Returns whether the run is to stop.
         task_eval: Tasks to score models on, if the recipe has any.
     """

@@ -35,9 +35,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drpruning.config import DistillConfig
-from drpruning.export.extract import KeptUnits
 from drpruning.pruning import MaskedModel
 from drpruning.pruning.async_copy import copy_to_device
+from drpruning.pruning.extract import KeptUnits
 from drpruning.train.model_runtime import ModelRuntime, runtime_of
 from drpruning.train.model_structure import block_output, decoder_blocks
 from drpruning.train.teacher_files import SampledTargets, StoredTeacher, TeacherIdentity
@@ -178,7 +178,7 @@ class Distiller:
         if not present:
             return computed
         read = self._on_device(self.stored, domains[present], numbers[present], tokens_BT.device)
-        return _merged(read, computed, present, absent)
+        return _merge_targets(read, computed, present, absent)
 
     @staticmethod
     def _on_device(
@@ -324,7 +324,7 @@ def top_k_targets(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor
     return torch.cat(indices), torch.cat(logs)
 
 
-def _merged(
+def _merge_targets(
     read: tuple[Tensor, Tensor], computed: tuple[Tensor, Tensor], present: Sequence[int], absent: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return the targets of a whole micro-batch, from those of its rows ``present`` and ``absent``."""

@@ -82,11 +82,11 @@ def attend(
 
 def _kernel(device: str) -> Any:
     """Return FlexAttention, compiled on a GPU unless the block around it is; uncompiled it materialises all scores."""
-    return flex_attention if torch.compiler.is_compiling() or device == "cpu" else _compiled()
+    return flex_attention if torch.compiler.is_compiling() or device == "cpu" else _compiled_kernel()
 
 
 @cache
-def _compiled() -> Any:
+def _compiled_kernel() -> Any:
     return torch.compile(flex_attention)
 
 
@@ -112,11 +112,15 @@ def document_blocks(documents_N: Tensor) -> BlockMask:
         return (query >= key) & (documents_N[query] == documents_N[key])
 
     return BlockMask.from_kv_blocks(
-        *_listed(partly), *_listed(entirely), BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(length, length)
+        *_key_block_lists(partly),
+        *_key_block_lists(entirely),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask,
+        seq_lengths=(length, length),
     )
 
 
-def _listed(blocks_QK: Tensor) -> tuple[Tensor, Tensor]:
+def _key_block_lists(blocks_QK: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for each block of queries, the number of its blocks of keys, and all blocks of keys, its own first."""
     order = blocks_QK.byte().argsort(dim=-1, descending=True, stable=True)
     return blocks_QK.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from drpruning.config import RunConfig
-from drpruning.flops import (
-    FORWARD,
-    TRAINING,
-    FlopCounts,
+from drpruning.flops import FORWARD, TRAINING, FlopCounts
+from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.model_flops import (
     importance_flops_per_token,
     importance_tokens,
     products_per_token,
     repair_flops_per_token,
     repair_tokens,
 )
-from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.sizes import computed_products, evaluated_shape
 from drpruning.train.state import StageState
 

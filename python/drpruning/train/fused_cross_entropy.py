@@ -94,6 +94,27 @@ def chunk_size(hidden_ND: Tensor, weight_VD: Tensor) -> int:
     return max(64, most // 64 * 64)
 
 
+def add_products(
+    slopes_NV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None
+) -> None:
+    """Write the gradient of a chunk's inputs to the output layer, and add that of its weights, for those not None.
+
+    Args:
+        slopes_NV: Gradients of the logits, in the dtype of the weights.
+        hidden_ND: The inputs of the chunk.
+        weight_VD: The weights.
+        grad_hidden: As ``hidden_ND``.
+        grad_weight: As ``weight_VD``, in float32.
+    """
+    if grad_hidden is not None:
+        torch.mm(slopes_NV, weight_VD, out=grad_hidden)
+    if grad_weight is not None:
+        if grad_weight.dtype == slopes_NV.dtype:
+            grad_weight.addmm_(slopes_NV.T, hidden_ND)
+        else:
+            grad_weight += slopes_NV.T @ hidden_ND
+
+
 class _ChunkedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
@@ -109,12 +130,11 @@ class _ChunkedLosses(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, sums_N = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_N = gradients[0].float()
-        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_N = grad_outputs[0].float()
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(hidden_ND), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
@@ -122,13 +142,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 slopes = functional.linear(hidden, weight_VD).float().sub_(sums_N[part, None]).exp_().mul_(grad)
                 slopes.scatter_add_(-1, targets_N[part, None], -grad)
                 slopes = slopes.to(weight_VD.dtype)
-                if grad_hidden is not None:
-                    torch.mm(slopes, weight_VD, out=grad_hidden[part])
-                if grad_weight is not None:
-                    if grad_weight.dtype == slopes.dtype:
-                        grad_weight.addmm_(slopes.T, hidden)
-                    else:
-                        grad_weight += slopes.T @ hidden
+                add_products(slopes, hidden, weight_VD, None if grad_hidden is None else grad_hidden[part], grad_weight)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from drpruning.config import PruneConfig
-from drpruning.flops import TRAINING, flops_per_token, peak_flops
+from drpruning.flops import TRAINING, peak_flops
 from drpruning.pruning import MaskedModel
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.records import StepTaken
 from drpruning.train.async_metrics import AsyncMetrics
 from drpruning.train.context import TrainContext

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from drpruning.config import DataConfig, TrainingConfig
 from drpruning.errors import ConfigError
-from drpruning.flops import products_per_token
 from drpruning.hf.models import build_on_meta, text_config
 from drpruning.pruning import Target, parameter_count
 from drpruning.pruning.architectures import ARCHITECTURES, SIZE_FIELDS, architecture_of
+from drpruning.pruning.model_flops import products_per_token
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Fields of a configuration for the experts of a block; a token passes through ``num_experts_per_tok`` of them."""
@@ -149,7 +149,7 @@ def shape_of(config: Any) -> dict[str, int]:
 
 
 def products_of_model(model: Any, length: int) -> float:
-    """Return the products of a token's forward pass, see :func:`drpruning.flops.products_per_token`.
+    """Return the products of a token's forward pass, see :func:`drpruning.pruning.model_flops.products_per_token`.
 
     Args:
         model: A model of transformers; it needs no storage.

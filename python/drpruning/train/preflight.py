@@ -49,7 +49,7 @@ CGROUP = Path("/sys/fs/cgroup")  # version 2
 
 
 @dataclass(frozen=True)
-class Checked:
+class PreflightResult:
     """A recipe that can run, with the objects found on the way.
 
     Attributes:
@@ -67,7 +67,7 @@ class Checked:
     task_eval: TaskEval | None
 
 
-def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) -> Checked:
+def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) -> PreflightResult:
     """Check a recipe on all ranks; nothing is written.
 
     Args:
@@ -88,7 +88,7 @@ def check(config: RunConfig, corpus: Corpus, folder: RunFolder, ranks: Ranks) ->
     task_eval = find_task_eval(config.task_eval, tokenizer, ranks)
     ranks.agree(lambda: check_disk(folder.path, config, base_config))
     ranks.agree(lambda: check_memory(config, base_config, ranks))
-    return Checked(config, corpus, base_config, tokenizer, task_eval)
+    return PreflightResult(config, corpus, base_config, tokenizer, task_eval)
 
 
 # ---- the recipe with corpus and model

@@ -44,7 +44,7 @@ from drpruning.train.deterministic import deterministic
 from drpruning.train.device import choose_device
 from drpruning.train.distributed.ranks import Ranks
 from drpruning.train.loggers import open_logger
-from drpruning.train.preflight import Checked, check, with_chosen_numbers, writes_in_background
+from drpruning.train.preflight import PreflightResult, check, with_chosen_numbers, writes_in_background
 from drpruning.train.stages import continue_pretraining, get_base, initialize_target_model, prune, stage_strategy
 from drpruning.train.state import check_saved
 from drpruning.train.stored_recipe import open_run_folder
@@ -100,7 +100,7 @@ def train(
                     run_in_folder(compared, other, watchers, stop, ranks)
 
 
-def create_or_open(folder: RunFolder, checked: Checked, *, resume: bool) -> RunConfig:
+def create_or_open(folder: RunFolder, checked: PreflightResult, *, resume: bool) -> RunConfig:
     """Create the run folder with the recipe's chosen numbers, or open an existing one, which holds them.
 
     Raises:
@@ -113,7 +113,7 @@ def create_or_open(folder: RunFolder, checked: Checked, *, resume: bool) -> RunC
 
 
 def first_incidents(config: RunConfig, names: Mapping[str, str]) -> list[Incident]:
-    """Return what a reader of the run should know from the start.
+    """Return the first incidents of a run: what its reader needs from the start.
 
     Args:
         config: The recipe, with shares.
@@ -131,7 +131,7 @@ def first_incidents(config: RunConfig, names: Mapping[str, str]) -> list[Inciden
 
 
 def run_in_folder(
-    checked: Checked,
+    checked: PreflightResult,
     folder: RunFolder,
     watchers: Sequence[Sink],
     stop: Callable[[], bool],
@@ -177,7 +177,7 @@ def run_in_folder(
 
 @contextmanager
 def build_context(
-    checked: Checked,
+    checked: PreflightResult,
     folder: RunFolder,
     *,
     watchers: Sequence[Sink] = (),
@@ -243,7 +243,7 @@ def build_context(
 
 
 @dataclass(frozen=True)
-class Fanout:
+class TeeSink:
     """A sink that passes each record to several."""
 
     sinks: Sequence[Sink]
@@ -257,20 +257,20 @@ class Fanout:
 @contextmanager
 def recording(
     folder: RunFolder, training: TrainingConfig, watchers: Sequence[Sink], ranks: Ranks
-) -> Iterator[tuple[JsonlSink | None, Fanout]]:
+) -> Iterator[tuple[JsonlSink | None, TeeSink]]:
     """Open ``metrics.jsonl``; yield it, and the sink of that file, the watchers and the recipe's logger.
 
     Rank 0 writes; the sinks of other ranks are empty.
     """
     with ExitStack() as stack:
         if not ranks.first:
-            yield None, Fanout(())
+            yield None, TeeSink(())
             return
         file = stack.enter_context(closing(JsonlSink(folder.metrics)))
         sinks: list[Sink] = [file, *watchers]
         if training.logger != "none":
             sinks.append(stack.enter_context(closing(open_logger(training.logger, folder))))
-        yield file, Fanout(sinks)
+        yield file, TeeSink(sinks)
 
 
 @contextmanager

@@ -18,16 +18,16 @@ import torch
 
 from drpruning.config import ContinueConfig, DistillConfig, PruneConfig, RunConfig, StageConfig
 from drpruning.errors import StateError
-from drpruning.export.extract import KeptUnits, pruned_config
-from drpruning.export.model_folder import write_model
 from drpruning.files import new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
+from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import build_on_meta, disk_errors, saved_tensors
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.mixture import Constant, Strategy
 from drpruning.mixture import build as build_strategy
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.extract import KeptUnits, pruned_config
 from drpruning.pruning.sizes import expected_sparsity
 from drpruning.pruning.target import Protected
 from drpruning.records import (
@@ -109,7 +109,7 @@ def prune(context: TrainContext, base: Base) -> None:
 def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
     enter_phase(context.ranks, "the start of the prune stage")
     settings = context.config.pruning
-    base = with_reference_losses(context, "prune", base)
+    base = with_base_losses(context, "prune", base)
     noise = torch.Generator().manual_seed(step_seed(context.config.seed, "gates", 0))
     masked: MaskedModel = context.load_model(base.source, wrap=lambda plain: masked_model(settings, plain, noise))
     stage = begin_stage(context, "prune", masked, base)
@@ -121,7 +121,7 @@ def _prune_into(exported: Path, context: TrainContext, base: Base) -> None:
         init_gates(context, masked, measure)
     stage.distiller = distiller(context, settings.distill, base)
     run_stage(stage, context)
-    context.sink.write(_kept(masked, context))
+    context.sink.write(_kept_record(masked, context))
     context.ranks.mark("the export of the pruned model")
     export_pruned(context, masked, exported)
 
@@ -191,7 +191,7 @@ def continue_pretraining(context: TrainContext, base: Base | None) -> None:
 
 def _continue_into(exported: Path, context: TrainContext, base: Base | None) -> None:
     enter_phase(context.ranks, "the start of the continue stage")
-    base = None if base is None else with_reference_losses(context, "continue", base)
+    base = None if base is None else with_base_losses(context, "continue", base)
     pruned = None if context.config.prune is None else context.folder.pruned
     start = pruned or (None if base is None else base.source)
     model = context.place_model(_new_model(context)) if start is None else context.load_model(start)
@@ -376,7 +376,7 @@ def _continues_mixture(context: TrainContext, name: str, base: Base | None) -> b
     return name == "continue" and base is not None and set(context.config.mixture.stages) == {"prune", "continue"}
 
 
-def with_reference_losses(context: TrainContext, name: str, base: Base) -> Base:
+def with_base_losses(context: TrainContext, name: str, base: Base) -> Base:
     """Return the base with its losses on the validation rows, where the strategy needs them.
 
     Call this before the stage's model is placed: the base does not fit next to that model and its optimizer.
@@ -464,7 +464,7 @@ def _stage_started(context: TrainContext, stage: StageState) -> StageStarted:
     )
 
 
-def _kept(masked: MaskedModel, context: TrainContext) -> Kept:
+def _kept_record(masked: MaskedModel, context: TrainContext) -> Kept:
     units: dict[str, Any] = {
         "source": masked.source.sizes(),
         "target": masked.target.sizes(),

@@ -80,15 +80,15 @@ def _stored_recipe(folder: RunFolder) -> RunConfig:
 
 def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
     """Return the settings that differ, among those that decide the result."""
-    given, expected = _flat(config.fixed_on_resume()), _flat(stored.fixed_on_resume())
+    given, expected = _flat_settings(config.fixed_on_resume()), _flat_settings(stored.fixed_on_resume())
     return [key for key in sorted(given.keys() | expected.keys()) if given.get(key) != expected.get(key)]
 
 
-def _flat(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat_settings(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in body.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(_flat_settings(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

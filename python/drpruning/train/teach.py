@@ -43,7 +43,7 @@ FORWARD_TOKENS = 2**13
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows that are computed and written together.
 
     Attributes:
@@ -74,18 +74,18 @@ class Progress:
     bytes: int
 
 
-def blocks_of(identity: TeacherIdentity, rows: Mapping[str, NDArray[np.int64]]) -> list[Block]:
+def blocks_of(identity: TeacherIdentity, rows: Mapping[str, NDArray[np.int64]]) -> list[RowBlock]:
     """Return the blocks with the given rows of each domain, in the order of the corpus."""
-    blocks: list[Block] = []
+    blocks: list[RowBlock] = []
     for domain, name in enumerate(identity.domains):
         numbers = np.unique(rows.get(name, np.empty(0, np.int64)))
         starts = np.flatnonzero(np.diff(numbers // identity.block_rows, prepend=-1))
         parts = np.split(numbers, starts[1:]) if len(numbers) else []
-        blocks += [Block(domain, int(part[0]) // identity.block_rows, part) for part in parts]
+        blocks += [RowBlock(domain, int(part[0]) // identity.block_rows, part) for part in parts]
     return blocks
 
 
-def open_folder(folder: Path, identity: TeacherIdentity, *, resume: bool) -> None:
+def open_teacher_folder(folder: Path, identity: TeacherIdentity, *, resume: bool) -> None:
     """Create the folder of a stored teacher, or check that an existing one is of the same teacher.
 
     Raises:
@@ -141,7 +141,7 @@ def store_teacher(
     """Compute and write the blocks of this process that are not complete.
 
     Args:
-        folder: The folder, see :func:`open_folder`.
+        folder: The folder, see :func:`open_teacher_folder`.
         identity: What is stored.
         model: The teacher, see :func:`load_teacher`.
         corpus: The corpus.
@@ -180,7 +180,7 @@ def store_teacher(
     return progress
 
 
-def _complete(folder: Path, block: Block) -> bool:
+def _complete(folder: Path, block: RowBlock) -> bool:
     """Return whether a block is on the disk, undamaged and with the same rows."""
     path = block_path(folder, block.domain, block.number)
     if not path.with_suffix(".json").exists():

@@ -228,7 +228,7 @@ def write_block(folder: Path, domain: int, block: int, rows: NDArray[np.int64], 
 
 
 @dataclass(frozen=True)
-class Block:
+class OpenBlock:
     """An open block of a stored teacher: its descriptor, and its table; a context that closes it."""
 
     path: Path
@@ -237,7 +237,7 @@ class Block:
     ends: NDArray[np.uint64]
     checksums: NDArray[np.uint32]
 
-    def __enter__(self) -> Block:
+    def __enter__(self) -> OpenBlock:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -263,7 +263,7 @@ class Block:
 _AGAIN = "Delete {}.* in its folder of blocks, then rerun `drpruning teach` with --resume."
 
 
-def read_block(path: Path) -> Block:
+def read_block(path: Path) -> OpenBlock:
     """Open a block and check its size and its table.
 
     Raises:
@@ -288,10 +288,10 @@ def read_block(path: Path) -> Block:
     if (rows[1:] <= rows[:-1]).any() or (starts > ends).any() or ends[-1] != size:
         os.close(handle)
         raise CorpusError(f"{path}: expected ascending rows and ends within the file, found others", again)
-    return Block(path, handle, rows, ends, np.frombuffer(table, "<u4", count, 16 * count))
+    return OpenBlock(path, handle, rows, ends, np.frombuffer(table, "<u4", count, 16 * count))
 
 
-def _close(blocks: dict[tuple[int, int], Block]) -> None:
+def _close(blocks: dict[tuple[int, int], OpenBlock]) -> None:
     while blocks:
         os.close(blocks.popitem()[1].handle)
 
@@ -310,7 +310,7 @@ class StoredTeacher:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.identity = TeacherIdentity.read(folder)
-        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], OpenBlock] = OrderedDict()
         self.close = weakref.finalize(self, _close, self._blocks)
         """Closes all files; called when the object is freed, at the latest."""
 
@@ -328,9 +328,9 @@ class StoredTeacher:
 
     def has(self, domains: Iterable[int], rows: Iterable[int]) -> list[bool]:
         """Return whether each of these rows is stored."""
-        return [self._stored(int(domain), int(row)) for domain, row in zip(domains, rows, strict=True)]
+        return [self._has_row(int(domain), int(row)) for domain, row in zip(domains, rows, strict=True)]
 
-    def _stored(self, domain: int, row: int) -> bool:
+    def _has_row(self, domain: int, row: int) -> bool:
         block = self._block(domain, row)
         if block is None:
             return False
@@ -361,9 +361,9 @@ class StoredTeacher:
                     "Store it with `drpruning teach ... --resume`, or set distill.missing to compute.",
                 )
             records.append(record)
-        return self._sampled(records) if self.identity.method == "sample" else self._top_k(records)
+        return self._sampled_targets(records) if self.identity.method == "sample" else self._top_k(records)
 
-    def _block(self, domain: int, row: int) -> Block | None:
+    def _block(self, domain: int, row: int) -> OpenBlock | None:
         """Return the block that would have a row, open; None if there is none."""
         key = domain, row // self.identity.block_rows
         if key in self._blocks:
@@ -377,24 +377,24 @@ class StoredTeacher:
             os.close(self._blocks.popitem(last=False)[1].handle)
         return self._blocks[key]
 
-    def _sampled(self, records: Sequence[bytes]) -> SampledTargets:
+    def _sampled_targets(self, records: Sequence[bytes]) -> SampledTargets:
         count, kind, draws = self.identity.seq_len - 1, self.identity.id_type, self.identity.size
         lengths, ids, counts = [], [], []
         for record in records:
             each, rest = divmod(len(record) - count, kind.itemsize + 1)
             if rest or each < count:
-                raise self._damaged("the length of a record does not fit its content")
+                raise self._damage_error("the length of a record does not fit its content")
             lengths.append(np.frombuffer(record, "u1", count))
             ids.append(np.frombuffer(record, kind, each, count))
             counts.append(np.frombuffer(record, "u1", each, count + each * kind.itemsize))
             if lengths[-1].sum(dtype=np.int64) != each or not lengths[-1].all():
-                raise self._damaged("the number of tokens of a record does not fit its content")
+                raise self._damage_error("the number of tokens of a record does not fit its content")
         lengths_N, ids_M, counts_M = (np.concatenate(parts) for parts in (lengths, ids, counts))
         starts = np.concatenate([[0], np.cumsum(lengths_N[:-1], dtype=np.int64)])
         if (
             np.add.reduceat(counts_M, starts, dtype=np.int64) != draws
         ).any() or ids_M.max() >= self.identity.vocabulary:
-            raise self._damaged("ids or counts of a record are out of range")
+            raise self._damage_error("ids or counts of a record are out of range")
         places = np.arange(int(lengths_N.max())) < lengths_N[:, None]
         padded_ids, probabilities = np.zeros(places.shape, np.int32), np.zeros(places.shape, np.float32)
         padded_ids[places] = ids_M
@@ -406,13 +406,13 @@ class StoredTeacher:
         ids, logs = [], []
         for record in records:
             if len(record) != count * (k * kind.itemsize + (k + 1) * 4):
-                raise self._damaged("the length of a record does not fit its content")
+                raise self._damage_error("the length of a record does not fit its content")
             ids.append(np.frombuffer(record, kind, count * k).reshape(count, k).astype(np.int64))
             logs.append(np.frombuffer(record, "<f4", count * (k + 1), count * k * kind.itemsize).reshape(count, k + 1))
         ids_NK, logs_NK = np.concatenate(ids), np.concatenate(logs)
         if ids_NK.max() >= self.identity.vocabulary or np.isnan(logs_NK).any() or logs_NK.max() > 1:
-            raise self._damaged("ids or probabilities of a record are out of range")
+            raise self._damage_error("ids or probabilities of a record are out of range")
         return TopKTargets(ids_NK, logs_NK)
 
-    def _damaged(self, reason: str) -> CorpusError:
+    def _damage_error(self, reason: str) -> CorpusError:
         return CorpusError(f"the stored teacher in {self.folder} is damaged: {reason}", "Store the teacher again.")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from drpruning.train.fused_cross_entropy import chunk_size, operands
+from drpruning.train.fused_cross_entropy import add_products, chunk_size, operands
 from drpruning.train.losses import output_weight, replace_logits
 from drpruning.train.model_runtime import runtime_of
 
@@ -130,7 +130,7 @@ def sampled_losses(
         hidden_ND = hidden.view(*shape_BT, -1)[:, :-1].flatten(0, 1)
         hidden_ND, weight_VD = operands(hidden_ND, output_weight(student))
         size = runtime.chunk or chunk_size(hidden_ND, weight_VD)
-        found: Tensor = _ChunkedLosses.apply(
+        found: Tensor = _ChunkedDistillation.apply(
             hidden_ND, weight_VD, targets_N, ids_NK, probabilities_NK, temperature, size
         )
         return found
@@ -151,7 +151,7 @@ def _of_logits(
     return losses, temperature**2 * divergences
 
 
-class _ChunkedLosses(torch.autograd.Function):
+class _ChunkedDistillation(torch.autograd.Function):
     """Both losses from the last hidden states, [2, N], in chunks of tokens; the backward pass recomputes the logits.
 
     As :func:`drpruning.train.fused_cross_entropy.chunked_cross_entropy`, with one product more in the backward pass. At
@@ -186,12 +186,11 @@ class _ChunkedLosses(torch.autograd.Function):
         return torch.cat(losses, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N, ids_NK, probabilities_NK, sums_2N = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grads_2N, temperature = gradients[0].float(), ctx.temperature
-        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grads_2N, temperature = grad_outputs[0].float(), ctx.temperature
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(hidden_ND), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
@@ -206,12 +205,6 @@ class _ChunkedLosses(torch.autograd.Function):
                 slopes.scatter_add_(-1, targets_N[part, None], -own)
                 slopes.scatter_add_(-1, ids_NK[part], probabilities_NK[part] * -drawn)
                 slopes = slopes.to(weight_VD.dtype)
-                if grad_hidden is not None:
-                    torch.mm(slopes, weight_VD, out=grad_hidden[part])
-                if grad_weight is not None:
-                    if grad_weight.dtype == slopes.dtype:
-                        grad_weight.addmm_(slopes.T, hidden)
-                    else:
-                        grad_weight += slopes.T @ hidden
+                add_products(slopes, hidden, weight_VD, None if grad_hidden is None else grad_hidden[part], grad_weight)
         gradient = None if grad_weight is None else grad_weight.to(weight_VD.dtype)
         return grad_hidden, gradient, None, None, None, None, None

@@ -32,7 +32,7 @@ from drpruning.train.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor in the index.
 
     Attributes:
@@ -47,7 +47,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """A rank's rows of a tensor.
 
     Attributes:
@@ -69,10 +69,10 @@ class Part:
         """Number of rows; a scalar has one, an empty tensor none."""
         return num_rows(tuple(self.local.shape))
 
-    def entry(self, file: str) -> Entry:
+    def entry(self, file: str) -> TensorEntry:
         """Return the entry of the tensor in the index, with these rows only."""
         rows = ((file, self.first, self.first + self.rows),) if self.rows else ()
-        return Entry(DTYPE_NAMES[self.local.dtype], self.shape, rows)
+        return TensorEntry(DTYPE_NAMES[self.local.dtype], self.shape, rows)
 
     def lazy(self) -> LazyTensor:
         """Return the rows as a tensor to write."""
@@ -88,18 +88,18 @@ class Index:
         values: Everything else, by name: null, booleans, numbers, texts and lists of these.
     """
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorEntry]
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, written: Iterable[Mapping[str, Entry]], values: dict[str, Any]) -> Index:
+    def of(cls, written: Iterable[Mapping[str, TensorEntry]], values: dict[str, Any]) -> Index:
         """Return the index of all ranks' parts.
 
         Args:
             written: The entries of each rank's parts, by name.
             values: Everything else.
         """
-        tensors: dict[str, Entry] = {}
+        tensors: dict[str, TensorEntry] = {}
         for entries in written:
             for name, entry in entries.items():
                 rows = sorted((*tensors.get(name, entry).rows, *entry.rows), key=lambda each: each[1])
@@ -115,7 +115,7 @@ class Index:
             files: Names of the checkpoint's files of tensors; each range of rows is in one of these.
 
         Raises:
-            ValueError: The body is no such index, or the rows of a tensor overlap or are incomplete.
+            ValueError: The body is not such an index, or the rows of a tensor overlap or are incomplete.
         """
         if not isinstance(body, dict) or not all(isinstance(body.get(key), dict) for key in ("tensors", "values")):
             raise ValueError("expected an object with tensors and values")
@@ -134,7 +134,7 @@ class Index:
         """Return the first difference between a file's header and the index, or an empty string.
 
         Raises:
-            SafetensorError: It is no safetensors file, or its header does not fit its size.
+            SafetensorError: It is not a safetensors file, or its header does not fit its size.
             OSError: It cannot be read.
         """
         expected = {
@@ -153,7 +153,7 @@ class Index:
         return ""
 
 
-def _entry(name: str, body: Any, files: set[str]) -> Entry:
+def _entry(name: str, body: Any, files: set[str]) -> TensorEntry:
     """Check and convert the entry of one tensor."""
     try:
         dtype, shape, rows = body["dtype"], tuple(body["shape"]), tuple(map(tuple, body["rows"]))
@@ -170,7 +170,7 @@ def _entry(name: str, body: Any, files: set[str]) -> Entry:
         place = each[2]
     if place != num_rows(shape):
         raise ValueError(f"tensor {name!r}: the files have {place} of {num_rows(shape)} rows")
-    return Entry(dtype, shape, rows)
+    return TensorEntry(dtype, shape, rows)
 
 
 def num_rows(shape: tuple[int, ...]) -> int:
@@ -178,7 +178,7 @@ def num_rows(shape: tuple[int, ...]) -> int:
     return (shape[0] if shape else 1) if prod(shape) else 0
 
 
-def split(tensors: dict[str, Any], ranks: Ranks) -> tuple[list[Part], dict[str, Any]]:
+def split(tensors: dict[str, Any], ranks: Ranks) -> tuple[list[TensorPart], dict[str, Any]]:
     """Return this rank's parts of the tensors of a nested dict, and the other values, by name.
 
     Rank 0 writes a tensor that every rank holds whole. The replicas of sharded tensors (hybrid sharding) take turns.
@@ -199,7 +199,7 @@ def split(tensors: dict[str, Any], ranks: Ranks) -> tuple[list[Part], dict[str, 
             replicas = [place for place, placement in enumerate(placements) if placement.is_replicate()]
             written = all(mesh.get_local_rank(place) == number % mesh.size(place) for place in replicas)
         local, rows = local_shard(value)
-        parts.append(Part(name, local, tuple(value.shape), rows.start, written))
+        parts.append(TensorPart(name, local, tuple(value.shape), rows.start, written))
     return parts, values
 
 
@@ -213,7 +213,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[
             yield f"{prefix}{key}", tree, key
 
 
-def write_tensors(path: Path, parts: Iterable[Part]) -> tuple[int, str]:
+def write_tensors(path: Path, parts: Iterable[TensorPart]) -> tuple[int, str]:
     """Write parts into a new safetensors file and flush it to the disk; return its size and SHA-256.
 
     Besides the parts, the memory holds one tensor: one on a GPU, or one that is not contiguous, is copied.
@@ -253,7 +253,7 @@ def read_tensors(folder: Path, index: Index, tensors: dict[str, Any], ranks: Ran
         raise ValueError(f"it has {wrong!r} as {_describe(found[wrong])}, expected {_describe(expected[wrong])}")
     restored = {name: _like(value, index.values[name], name) for name, value in values.items()}
 
-    needed: dict[str, list[tuple[Part, int, int]]] = {}
+    needed: dict[str, list[tuple[TensorPart, int, int]]] = {}
     for part in parts:
         for file, first, end in index.tensors[part.name].rows:
             if max(first, part.first) < min(end, part.first + part.rows):

@@ -188,7 +188,7 @@ impl Corpus {
     ///
     /// # Panics
     ///
-    /// If a pick names a domain or row that does not exist, or there is no memory for so many tokens.
+    /// If a pick names a domain or row that does not exist, or there is no memory for the tokens.
     pub fn gather_vec<T: Token>(
         &self,
         picks: &[Pick],

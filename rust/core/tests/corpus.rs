@@ -69,7 +69,7 @@ proptest! {
 }
 
 #[test]
-fn memory_is_used_as_it_is() {
+fn memory_is_used_without_a_copy() {
     let folder = TempDir::new().unwrap();
     let corpus = counting(&folder, &[30, 30]);
     let picks = [1, 0, 4].map(|row| Pick { domain: 0, row });

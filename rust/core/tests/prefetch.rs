@@ -107,7 +107,7 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is done, and however far it reads ahead, all that can be seen is what is seen without reading ahead.
+    /// Prefetching is transparent: any sequence of calls returns what it returns without prefetching.
     #[test]
     fn prefetched_batches_are_invisible(acts in prop::collection::vec(act(), 1..40), depth in 1usize..5) {
         let folder = tempfile::TempDir::new().unwrap();

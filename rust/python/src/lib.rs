@@ -25,6 +25,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<chi2::BallSolutions>()?;
     module.add_class::<corpus::TokenReader>()?;
     module.add_class::<sampler::Sampler>()?;
+    module.add_class::<sampler::SamplerState>()?;
     module.add_class::<scaling::LawFit>()?;
     module.add_function(wrap_pyfunction!(corpus::read_index, module)?)?;
     module.add_function(wrap_pyfunction!(documents::find_documents, module)?)?;

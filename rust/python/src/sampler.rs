@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drpruning_core::{Batch, Domain, Draw, Pick, Prefetch, Result, SamplerState, Token, Weights};
+use drpruning_core::{Batch, Domain, Draw, Pick, Prefetch, Result, Token, Weights};
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -27,6 +27,15 @@ pub(crate) struct Sampler {
     names: Vec<String>,
     shape: [usize; 2],
     batches: Batches,
+}
+
+/// The state to save; see `drpruning_core::SamplerState`.
+#[pyclass(frozen, get_all, module = "drpruning._native")]
+pub(crate) struct SamplerState {
+    step: u64,
+    rows: Vec<u64>,
+    weights: Vec<u64>,
+    credit: Vec<i64>,
 }
 
 /// `draw=`: `"balanced"` or `"random"`.
@@ -165,24 +174,30 @@ impl Sampler {
         py.detach(|| with!(self, batches => batches.weights()).fractions())
     }
 
-    /// Returns the state to save: step, rows drawn, weights, credits.
-    fn state(&self, py: Python<'_>) -> (u64, Vec<u64>, Vec<u64>, Vec<i64>) {
+    /// Returns the state to save.
+    fn state(&self, py: Python<'_>) -> SamplerState {
         let state = py.detach(|| with!(self, batches => batches.state()));
-        (state.step, state.drawn, state.weights, state.credit)
+        SamplerState {
+            step: state.step,
+            rows: state.drawn,
+            weights: state.weights,
+            credit: state.credit,
+        }
     }
 
-    /// Resumes from a result of `state`.
+    /// Resumes from the attributes of a `SamplerState`.
+    #[pyo3(signature = (*, step, rows, weights, credit))]
     fn restore(
         &self,
         py: Python<'_>,
         step: u64,
-        drawn: Vec<u64>,
+        rows: Vec<u64>,
         weights: Vec<u64>,
         credit: Vec<i64>,
     ) -> PyResult<()> {
-        let state = SamplerState {
+        let state = drpruning_core::SamplerState {
             step,
-            drawn,
+            drawn: rows,
             weights,
             credit,
         };

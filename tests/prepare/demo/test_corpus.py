@@ -22,7 +22,7 @@ from drpruning.prepare.dedup.overlap import NGRAM
 from drpruning.prepare.demo.corpus import (
     DOMAINS,
     MAX_OVERLAP,
-    Document,
+    DemoDocument,
     _tokenizer_sample,
     collect_documents,
     demo_fingerprint,
@@ -190,7 +190,7 @@ def test_split_text_loses_nothing() -> None:
 
 
 def test_the_tokenizer_learns_from_no_text_that_can_be_held_out() -> None:
-    texts = [Document(f"text {number}", f"file {number // 2}") for number in range(400)]
+    texts = [DemoDocument(f"text {number}", f"file {number // 2}") for number in range(400)]
     group_of = dict(texts)
     for holdout in (Holdout(fraction=0.1, max_fraction=0.2), Holdout(fraction=0.5, max_fraction=0.2)):
         sample = _tokenizer_sample(texts, holdout)
@@ -200,7 +200,7 @@ def test_the_tokenizer_learns_from_no_text_that_can_be_held_out() -> None:
 
 
 def test_collection_stops_at_the_limit() -> None:
-    texts = [Document(f"text {letter} " * 50, letter) for letter in "abcdefgh"]
+    texts = [DemoDocument(f"text {letter} " * 50, letter) for letter in "abcdefgh"]
     assert sum(len(text) for text, _ in collect_documents(texts, 1000)) == 1000
 
 
@@ -208,7 +208,7 @@ NOTICE = "Permission is hereby granted, free of charge, to any person obtaining 
 
 
 def kept_texts(texts: list[str], **options: int) -> list[str]:
-    documents = [Document(text, str(number)) for number, text in enumerate(texts)]
+    documents = [DemoDocument(text, str(number)) for number, text in enumerate(texts)]
     kept = list(drop_repeated_paragraphs(documents, **options))
     assert [document.group for document in kept] == sorted({document.group for document in kept}, key=int)
     return [document.text for document in kept]

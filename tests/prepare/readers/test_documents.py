@@ -326,7 +326,7 @@ def test_paths_that_cannot_be_read_are_refused_before_anything_is_read(tmp_path:
     with pytest.raises(ConfigError, match="contains no readable file"):
         source_files([tmp_path / "*.txt"])
     for uri, message in [
-        ("hf://datasets/c4", "is no Hugging Face URI"),
+        ("hf://datasets/c4", "is not a Hugging Face URI"),
         ("hf://allenai/c4", "names a model; expected a dataset"),
     ]:
         with pytest.raises(ConfigError, match=message):

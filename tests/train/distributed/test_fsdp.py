@@ -190,7 +190,7 @@ def test_copies_average_their_gradients_once_a_step() -> None:
         reduced, summed = (("_reduce_scatter_base_", torch.float32, 2), ("allreduce_", torch.float32, 2))
         assert (seen["each"][reduced], seen["each"][summed]) == (12, 12)  # three blocks and the rest, three times
         assert (seen["last"][reduced], seen["last"][summed]) == (12, 4)
-        assert norm == pytest.approx(1, rel=26_000 * 2**-25)  # a float32 sum of so many squares
+        assert norm == pytest.approx(1, rel=26_000 * 2**-25)  # a float32 sum of 26,000 squares
 
 
 def test_the_norm_of_bfloat16_gradients_is_float32() -> None:

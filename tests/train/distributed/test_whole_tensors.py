@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OlmoeConfig
 
 from drpruning.config import TrainingConfig
 from drpruning.errors import DiskError
-from drpruning.export.model_folder import write_model
+from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import load, saved_tensors
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning import MaskedModel, Target

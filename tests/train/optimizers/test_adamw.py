@@ -332,7 +332,7 @@ def test_conversions_need_no_more_than_the_states_and_a_layer(moments: Any) -> N
         states = sum(live._parts.values())
         with live.phase("widen", "weights"):
             to_float32(model, optimizer)
-    layer = 6 * 8 * numbers / 12  # temporaries of a layer: at most so many in float32 or int64 at a time
+    layer = 6 * 8 * numbers / 12  # temporaries of a layer: at most this number in float32 or int64 at a time
     assert live.peaks["narrow"].total <= states + layer
     assert live.peaks["widen"].total <= max(states, 4 * numbers + layer)
     assert not optimizer.state

@@ -47,7 +47,7 @@ SHAPES = [(70, 128), (33, 384), (50, 100), (131,), (5,), (1,)]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(adamw, "SLICE", 4096)
-    monkeypatch.setattr(adamw, "compiled_update", update.Compiled())
+    monkeypatch.setattr(adamw, "compiled_update", update.CompiledUpdate())
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -13,7 +13,7 @@ from drpruning.formatting import printable_lines
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from drpruning.advice import Advice, Tally
+    from drpruning.advice import Advice, UpdateSummary
     from drpruning.mixture import Update
 
 LITTLE = 0.5
@@ -22,7 +22,7 @@ WITHOUT_REFERENCE = {"constant", "schedule", "ado"}
 """Strategies that report excess losses without using them."""
 
 
-def print_tally(tally: Tally, advice: Advice) -> None:
+def print_tally(tally: UpdateSummary, advice: Advice) -> None:
     """Print what happened to the evaluations, and warnings, on stderr."""
     before = f", {tally.known} counted before" if tally.known else ""
     click.echo(f"{tally.new} new evaluation{'' if tally.new == 1 else 's'}{before}", err=True)
@@ -128,7 +128,7 @@ def print_mixture(advice: Advice) -> None:
     out.print(f"{update.status}{distance}", style="dim")
 
 
-def advice_to_dict(advice: Advice, tally: Tally) -> dict[str, Any]:
+def advice_to_dict(advice: Advice, tally: UpdateSummary) -> dict[str, Any]:
     """Return the mixture, and the mixtures before it, as JSON-able data."""
     from dataclasses import asdict
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.cli.render.result import CommandResult
 from drpruning.errors import ConfigError
-from drpruning.planning.model_shape import read_config
+from drpruning.planning.model_shape import read_config_json
 from drpruning.pruning.architectures import ARCHITECTURES
 from drpruning.pruning.verification import failure, verify_architecture
 from drpruning.tables import Row, Table
@@ -51,7 +51,7 @@ def _config(source: str) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    fields = {"model_type": source} if source in ARCHITECTURES else read_config(source)[0]
+    fields = {"model_type": source} if source in ARCHITECTURES else read_config_json(source)[0]
     if fields.get("quantization_config", 0) is None:
         del fields["quantization_config"]
     try:

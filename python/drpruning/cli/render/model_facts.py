@@ -35,12 +35,12 @@ def model_facts(model: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such model, or its files are damaged.
     """
-    from drpruning.planning.model_shape import read_config
+    from drpruning.planning.model_shape import read_config_json
     from drpruning.pruning.architectures import EXPERT_FIELDS
 
-    config, folder = read_config(model)
+    config, folder = read_config_json(model)
     reason, counted = _maskable(config, model)
-    stored = None if folder is None else _stored(folder)
+    stored = None if folder is None else _stored_parameters(folder)
     shape = {name: config.get(field) for name, field in FIELDS.items()}
     if (experts := next((config[name] for name in EXPERT_FIELDS if config.get(name)), None)) is not None:
         shape |= {"intermediate": config.get("moe_intermediate_size") or shape["intermediate"], "experts": experts}
@@ -79,7 +79,7 @@ def _maskable(config: dict[str, Any], model: str) -> tuple[str | None, int | Non
         return error.message, None
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
+def _stored_parameters(folder: Path) -> dict[str, Any] | None:
     """Count parameters by data type from the headers of a folder's safetensors files; None without such files.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.evaluation.model_losses import ModelDifference, ModelLosses, model_difference
 from drpruning.formatting import number, printable, signed
-from drpruning.intervals import TOO_NARROW, Difference, Support, few_groups
+from drpruning.intervals import TOO_NARROW, Difference, GroupSupport, few_groups
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -63,7 +63,9 @@ def _too_narrow(first: ModelLosses, found: ModelDifference) -> list[str]:
     """Return which intervals may be too narrow, and why."""
     domains = list(first.domains)
     reasons = [
-        few_groups([replace(each, support=Support(at, each.support.groups, each.support.largest))], domains, mean=False)
+        few_groups(
+            [replace(each, support=GroupSupport(at, each.support.groups, each.support.largest))], domains, mean=False
+        )
         for at, each in enumerate(found.domains.values())
         if each.support is not None
     ]
@@ -102,7 +104,7 @@ def side_by_side_table(results: Sequence[ModelLosses], measure: Comparable) -> T
     def row(title: str, values: Sequence[float], found: Sequence[Difference], *, summary: bool = False) -> Row:
         cells = [number(values[0])]
         for value, difference in zip(values[1:], found, strict=True):
-            cells += [number(value), difference_cell(difference).full_text]
+            cells += [number(value), half_width_cell(difference).full_text]
         return Row.of(title, *cells, kind="summary" if summary else "plain")
 
     differences = [model_difference(first, other, measure) for other in others]
@@ -122,7 +124,7 @@ def side_by_side_table(results: Sequence[ModelLosses], measure: Comparable) -> T
     return Table(columns, rows, title=TITLES[measure])
 
 
-def difference_cell(difference: Difference) -> Cell:
+def half_width_cell(difference: Difference) -> Cell:
     """Return the cell of a difference, with half the width of its interval if that is known."""
     half = difference.half_width
     return Cell.of(difference.value, signed, interval=f"± {half:.3f}" if math.isfinite(half) else "")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from drpruning.cli.render.result import CommandResult
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, SolverError
-from drpruning.flops import FORWARD, TRAINING, FlopCounts, products_per_token
+from drpruning.flops import FORWARD, TRAINING, FlopCounts
 from drpruning.formatting import NONE, count, flops_in_words, number, shares_in_words, signed
 from drpruning.planning import ACCELERATORS, Budget, Candidate, ModelShape, Serving, search_shapes
-from drpruning.planning.accelerators import UTILISATION, peak_flops, step_seconds, utilisation
+from drpruning.planning.accelerators import UTILISATION, accelerator_peak, step_seconds, utilisation
 from drpruning.planning.model_shape import OtherShape
 from drpruning.planning.recipe import RecipePlan, plan_recipe
 from drpruning.planning.search import NOMINAL, ShapeCosts, costs_in_words
+from drpruning.pruning.model_flops import products_per_token
 from drpruning.pruning.target import Target, sizes_of
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import choose_columns, print_table
@@ -43,7 +44,7 @@ def recipe_plan(config: RunConfig, source: ModelShape | OtherShape, names: Mappi
             their shares.
     """
     planned: RecipePlan = plan_recipe(config, source)
-    peak = peak_flops(config, ACCELERATORS["H100"])
+    peak = accelerator_peak(config, ACCELERATORS["H100"])
     ratios = {"data.reference_ratio": config.reference_ratio, "pretrain.mixture": config.pretrain_ratio}
     mixtures = {setting: ratios[setting] for setting in names}
 
@@ -94,14 +95,14 @@ def shape_cost(name: str, source: ModelShape, sizes: Mapping[str, int] | None, s
     rows = {"source": price(sizes_of(source))}  # type: ignore[arg-type] # has what is read
     if sizes is not None:
         rows["target"] = price(Target(**sizes).resolve(source).sizes())  # type: ignore[arg-type]
-    body = {"model": name, "serving": _serving(serving), **{key: _priced(row) for key, row in rows.items()}}
+    body = {"model": name, "serving": _serving(serving), **{key: _candidate_to_dict(row) for key, row in rows.items()}}
 
     def write(console: Console) -> None:
         console.print(name, markup=False)
         for key, row in rows.items():
             sizes = ", ".join(f"{size} {number:,}" for size, number in row.target.sizes().items())
             console.print(f"{key}: {sizes}\n  {costs_in_words(row)}", markup=False)
-        console.print(_explained(serving), style="dim")
+        console.print(_assumptions(serving), style="dim")
         console.print(
             "To propose shapes for a budget: --params N, --max-memory GIB, --max-kv-bytes BYTES, --max-decode-ms MS.\n"
             "To check whether a shape can be loaded: drpruning plan check.",
@@ -145,8 +146,8 @@ def proposals(
         "budget": {key: value for key, value in vars(budget).items() if value is not None},
         "serving": _serving(serving),
         "training": {"pruning_tokens": pruning, "recovery_tokens": recovery, "utilisation": utilisation(config)},
-        "source": _priced(whole),
-        "candidates": [{**_priced(candidate), "training_hours": hours(candidate)} for candidate in found],
+        "source": _candidate_to_dict(whole),
+        "candidates": [{**_candidate_to_dict(candidate), "training_hours": hours(candidate)} for candidate in found],
         "next": commands,
     }
 
@@ -175,7 +176,7 @@ def proposals(
         print_table(console, Table([*sizes, *costs], rows))
         nominal = f" A budget of parameters is kept within {NOMINAL:.0%}." if budget.parameters else ""
         console.print(
-            f"{_explained(serving)}\n{serving.accelerator.name} hours: {_short(pruning)} tokens with masks and "
+            f"{_assumptions(serving)}\n{serving.accelerator.name} hours: {_short(pruning)} tokens with masks and "
             f"{_short(recovery)} after, at {utilisation(config):.0%} of its bfloat16 peak, on one or split over "
             "several.\n"
             f"Shapes that cut width evenly, and depth less, are listed first.{nominal} See docs/planning.md.",
@@ -298,7 +299,7 @@ def compatibility(
     return CommandResult(body, write, error)
 
 
-def _explained(serving: Serving) -> str:
+def _assumptions(serving: Serving) -> str:
     sequences = "1 sequence" if serving.batch == 1 else f"{serving.batch} sequences"
     return (
         f"In use: weights and cache in bfloat16; ms per token: lower bound of a roofline model. Both for {sequences}\n"
@@ -310,7 +311,7 @@ def _serving(serving: Serving) -> dict[str, Any]:
     return {"accelerator": serving.accelerator.name, "batch": serving.batch, "context": serving.context}
 
 
-def _priced(candidate: Candidate) -> dict[str, Any]:
+def _candidate_to_dict(candidate: Candidate) -> dict[str, Any]:
     return {
         **candidate.target.sizes(),
         "parameters": candidate.parameters,

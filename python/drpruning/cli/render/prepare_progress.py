@@ -17,7 +17,7 @@ from drpruning.prepare.readers.blocks import DomainSource, InputError
 MAX_EXAMPLES = 5
 """Input errors that are kept to be printed."""
 LINE_SECONDS = 30.0
-"""Seconds between lines where stderr is no terminal: a sign of life in the log of a batch job."""
+"""Seconds between lines where stderr is not a terminal: a sign of life in the log of a batch job."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drpruning.config import RunConfig
+    from drpruning.tables import Table
 
 MODELS = ("base", "pruned", "recovered")
 FOLDERS = {PRUNED: "the pruned model", EXPORT: "the recovered model", CHECKPOINTS: "to resume from"}
@@ -142,51 +144,18 @@ def _checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def print_run(console: Console, facts: dict[str, Any]) -> None:
     """Print the facts of :func:`run_facts`."""
-    from drpruning.formatting import count, number, size_in_words
-    from drpruning.tables import Row, Table
+    from drpruning.formatting import count, size_in_words
     from drpruning.tables.terminal import print_table
 
     def line(title: str, text: str) -> None:
         console.print(f"{title:<13}{printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
-    def cell(value: float | None) -> str:
-        return number(math.nan if value is None else value)
-
-    recipe, corpus = facts["recipe"], facts["corpus"]
-    line("run", f"{facts['folder']}, {'complete' if facts['complete'] else 'not complete'}")
-    if recipe is not None:
-        line("recipe", f"{recipe['name']}, strategy {recipe['strategy']}, seed {recipe['seed']}")
-        target = ", ".join(f"{name} {size}" for name, size in (recipe["target"] or {}).items())
-        line("prunes" if target else "continues", f"{recipe['source']}{' to ' if target else ''}{target}")
-    if corpus["place"] is not None:
-        state = {None: "", True: ", unchanged", False: ", but that folder has another corpus now"}
-        fingerprint = corpus["fingerprint"] or "not known yet"
-        line("corpus", f"{corpus['place']}, fingerprint {fingerprint[:16]}{state[corpus['unchanged']]}")
+    for title, text in _recipe_lines(facts):
+        line(title, text)
     if facts["stages"]:
-        rows = []
-        for name, stage in facts["stages"].items():
-            planned, parameters = stage.get("planned_steps"), stage.get("parameters")
-            rows.append(
-                Row.of(
-                    name,
-                    f"{stage.get('steps', 0):,}",
-                    "–" if planned is None else f"{planned:,}",
-                    count(stage.get("tokens", 0)),
-                    "–" if parameters is None else count(parameters),
-                    "complete" if stage.get("complete") else "not complete",
-                )
-            )
-        columns = ["stage", "steps", "of", "tokens", "parameters", "state"]
-        print_table(console, Table(columns, rows, text_columns=("state",)))
-    models = [name for name in MODELS if name in facts["models"]]
-    columns = ["domain", "started\nwith", "weight", *models, "last\nevaluation", "reference\nloss"]
-    rows = []
-    for name, domain in facts["domains"].items():
-        shares = ("–" if share is None else f"{share:.1%}" for share in (domain["started_with"], domain["weight"]))
-        losses = (cell(domain[key]) for key in (*models, "last_loss", "reference_loss"))
-        rows.append(Row.of(name, *shares, *losses))
+        print_table(console, _stage_table(facts["stages"]))
     if facts["domains"]:
-        print_table(console, Table(columns, rows))
+        print_table(console, _domain_table(facts["domains"], [name for name in MODELS if name in facts["models"]]))
     for name, model in facts["models"].items():
         sizes = ", ".join(f"{size} {value}" for size, value in model["shape"].items())
         line(name, f"{count(model['parameters'])} parameters: {sizes}")
@@ -197,12 +166,54 @@ def print_run(console: Console, facts: dict[str, Any]) -> None:
         line("folders", ", ".join(f"{name}/ ({FOLDERS[name]})" for name in facts["folders"]))
     if facts["compared"]:
         line("comparison", ", ".join(facts["compared"]))
-    if not facts["complete"] and recipe is not None:
-        folder = Path(facts["folder"])
-        line(
-            "to resume",
-            _resume_command(folder),
+    if not facts["complete"] and facts["recipe"] is not None:
+        line("to resume", _resume_command(Path(facts["folder"])))
+
+
+def _recipe_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield title and text of the lines on folder, recipe and corpus."""
+    recipe, corpus = facts["recipe"], facts["corpus"]
+    yield "run", f"{facts['folder']}, {'complete' if facts['complete'] else 'not complete'}"
+    if recipe is not None:
+        yield "recipe", f"{recipe['name']}, strategy {recipe['strategy']}, seed {recipe['seed']}"
+        target = ", ".join(f"{name} {size}" for name, size in (recipe["target"] or {}).items())
+        yield "prunes" if target else "continues", f"{recipe['source']}{' to ' if target else ''}{target}"
+    if corpus["place"] is not None:
+        state = {None: "", True: ", unchanged", False: ", but that folder has another corpus now"}
+        fingerprint = corpus["fingerprint"] or "not known yet"
+        yield "corpus", f"{corpus['place']}, fingerprint {fingerprint[:16]}{state[corpus['unchanged']]}"
+
+
+def _stage_table(stages: dict[str, dict[str, Any]]) -> Table:
+    from drpruning.formatting import count
+    from drpruning.tables import Row, Table
+
+    rows = []
+    for name, stage in stages.items():
+        planned, parameters = stage.get("planned_steps"), stage.get("parameters")
+        rows.append(
+            Row.of(
+                name,
+                f"{stage.get('steps', 0):,}",
+                "–" if planned is None else f"{planned:,}",
+                count(stage.get("tokens", 0)),
+                "–" if parameters is None else count(parameters),
+                "complete" if stage.get("complete") else "not complete",
+            )
         )
+    return Table(["stage", "steps", "of", "tokens", "parameters", "state"], rows, text_columns=("state",))
+
+
+def _domain_table(domains: dict[str, dict[str, Any]], models: Sequence[str]) -> Table:
+    from drpruning.formatting import number
+    from drpruning.tables import Row, Table
+
+    rows = []
+    for name, domain in domains.items():
+        shares = ("–" if share is None else f"{share:.1%}" for share in (domain["started_with"], domain["weight"]))
+        losses = (domain[key] for key in (*models, "last_loss", "reference_loss"))
+        rows.append(Row.of(name, *shares, *(number(math.nan if loss is None else loss) for loss in losses)))
+    return Table(["domain", "started\nwith", "weight", *models, "last\nevaluation", "reference\nloss"], rows)
 
 
 def _resume_command(folder: Path) -> str:

@@ -35,7 +35,7 @@ class ADO(RuleStrategy):
     robust strategies, a domain that does not improve loses its share.
 
     What is simplified: laws are fitted to held-out losses (the paper: smoothed training losses) with this package's
-    fit, after every evaluation; ``rho`` stays as it is until the next one, so that mean and credit, which the paper
+    fit, after every evaluation; ``rho`` does not change until the next one, so that mean and credit, which the paper
     moves every step, move here by the steps in between, in closed form. Exponents are not raised to at least 0.05.
 
     Until there is a law, the weights stay, and the mean counts these steps with the weights they had. A domain without

@@ -81,7 +81,7 @@ class ChiSquareDRO(RuleStrategy):
         weights, status = best_response(
             self.solver,
             evaluation.losses,
-            fill(reference, np.zeros(evaluation.losses.size)),  # zero where losses are compared as they are
+            fill(reference, np.zeros(evaluation.losses.size)),  # zero where raw losses are compared
             evaluation.ratio,
             self.rho,
             self.floor,

@@ -55,7 +55,7 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*?(?=\S|[ \t])")
 _NOT_LETTERS = re.compile(r"[^a-z]+")
 
 
-class Document(NamedTuple):
+class DemoDocument(NamedTuple):
     """One text and its group: documents of one group are in one split."""
 
     text: str
@@ -157,12 +157,12 @@ def demo_fingerprint(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def collect_documents(candidates: Iterable[Document], max_characters: int) -> list[Document]:
+def collect_documents(candidates: Iterable[DemoDocument], max_characters: int) -> list[DemoDocument]:
     """Collect documents without repeated paragraphs, up to ``max_characters`` characters."""
-    documents: list[Document] = []
+    documents: list[DemoDocument] = []
     size = 0
     for text, group in drop_repeated_paragraphs(candidates):
-        documents.append(Document(text[: max_characters - size], group))
+        documents.append(DemoDocument(text[: max_characters - size], group))
         size += len(text)
         if size >= max_characters:
             break
@@ -170,8 +170,8 @@ def collect_documents(candidates: Iterable[Document], max_characters: int) -> li
 
 
 def drop_repeated_paragraphs(
-    documents: Iterable[Document], *, min_letters: int = 100, min_characters: int = 200
-) -> Iterator[Document]:
+    documents: Iterable[DemoDocument], *, min_letters: int = 100, min_characters: int = 200
+) -> Iterator[DemoDocument]:
     r"""Yield ``documents`` without the paragraphs that occurred earlier, in the same or another document.
 
     Repeated paragraphs would let a model read held-out text during training: licences and templated docstrings share
@@ -184,9 +184,9 @@ def drop_repeated_paragraphs(
         min_characters: A document that becomes shorter than this is dropped.
 
     >>> notice = "Redistribution and use in source and binary forms are permitted " * 2
-    >>> documents = [Document(f"One\n\n{notice}", "a"), Document(f"Two\n\n{notice.upper()}", "b")]
+    >>> documents = [DemoDocument(f"One\n\n{notice}", "a"), DemoDocument(f"Two\n\n{notice.upper()}", "b")]
     >>> list(drop_repeated_paragraphs(documents, min_characters=0))[1]
-    Document(text='Two\n', group='b')
+    DemoDocument(text='Two\n', group='b')
     """
     seen: set[bytes] = set()
     for document in documents:
@@ -201,7 +201,7 @@ def drop_repeated_paragraphs(
             paragraphs.append(paragraph)
         text = "\n\n".join(paragraphs).strip("\n") + "\n"
         if len(text) >= min_characters:
-            yield Document(text, document.group)
+            yield DemoDocument(text, document.group)
 
 
 def split_text(text: str, size: int = DOCUMENT_SIZE) -> Iterator[str]:
@@ -219,18 +219,18 @@ def split_text(text: str, size: int = DOCUMENT_SIZE) -> Iterator[str]:
         start = end
 
 
-def _code(files: Iterable[InstalledFile]) -> Iterator[Document]:
+def _code(files: Iterable[InstalledFile]) -> Iterator[DemoDocument]:
     for file in files:
         for text in islice(split_text(_read_text(file.path)), DOCUMENTS_PER_FILE):
-            yield Document(text, file.name)
+            yield DemoDocument(text, file.name)
 
 
-def _docstrings(packages: Iterable[str]) -> Iterator[Document]:
+def _docstrings(packages: Iterable[str]) -> Iterator[DemoDocument]:
     for file in installed_text.package_sources(packages):
         if file.path.stat().st_size <= LARGEST_SOURCE:
             docstrings = installed_text.docstrings(_read_text(file.path))
             for text in islice(split_text(docstrings), DOCUMENTS_PER_FILE):
-                yield Document(text, file.name)
+                yield DemoDocument(text, file.name)
 
 
 def _texts(files: Iterable[InstalledFile]) -> Iterator[tuple[str, str]]:
@@ -238,13 +238,13 @@ def _texts(files: Iterable[InstalledFile]) -> Iterator[tuple[str, str]]:
         yield file.name, _read_text(file.path)
 
 
-def _prose(texts: Iterable[tuple[str, str]]) -> Iterator[Document]:
+def _prose(texts: Iterable[tuple[str, str]]) -> Iterator[DemoDocument]:
     for name, text in texts:
         for part in islice(split_text(text), DOCUMENTS_PER_TEXT):
-            yield Document(part, name)
+            yield DemoDocument(part, name)
 
 
-DOMAINS: dict[str, Callable[[], Iterator[Document]]] = {
+DOMAINS: dict[str, Callable[[], Iterator[DemoDocument]]] = {
     "python": lambda: _code(installed_text.standard_library()),
     "cpp": lambda: _code(installed_text.torch_headers()),
     "math": lambda: _docstrings(["numpy", "scipy", "sympy"]),
@@ -259,7 +259,7 @@ def _read_text(path: Path) -> str:
     return path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
-def _tokenizer_sample(documents: list[Document], holdout: Holdout) -> list[str]:
+def _tokenizer_sample(documents: list[DemoDocument], holdout: Holdout) -> list[str]:
     """Return the first documents of a domain, without any document that may be held out."""
     positions = hash_positions([group_digest(document.group) for document in documents])
     is_training = positions >= max(holdout.candidates())

@@ -145,7 +145,7 @@ def _parquet_rows(unit: ReadUnit, fields: FieldMapping) -> Iterator[Row]:
         if table.metadata.num_row_groups == 0:
             return
         columns, largest = _select_leaves(path, table, unit.row_group, fields)
-        # A value is inside a page, so the values of a batch are at most so many pages.
+        # A value is inside a page, so a batch spans at most as many pages as values.
         rows = min(max(LONGEST_ENTRY // 2 // max(largest, 1), 1), BATCH_ROWS)
         for batch in table.iter_batches(rows, row_groups=[unit.row_group], columns=columns, use_threads=False):
             yield from _batch_rows(batch)

@@ -59,7 +59,7 @@ def read_file(path: Path, size: int = READ_SIZE, on_position: Callable[[int], ob
         DamagedFileError: The file is truncated or not in the format of its suffix. The content before the damage has
             been yielded.
         MissingExtraError: The file is ``.zst`` and zstandard is not installed.
-        UnreadableFileError: It is no regular file.
+        UnreadableFileError: It is not a regular file.
         OSError: It cannot be read.
     """
     if path == STDIN:

@@ -85,7 +85,7 @@ def _get_field(entry: Mapping[str, Any], name: str) -> Any:
 
 
 def _describe_value(entry: Mapping[str, Any], name: str) -> str:
-    """Describe the value of a field that is no text."""
+    """Describe the value of a field that is not a text."""
     value = _get_field(entry, name)
     if value is not None:
         return f"{type(value).__name__} in it"

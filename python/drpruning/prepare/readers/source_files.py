@@ -207,7 +207,7 @@ def download_dataset(uri: str) -> tuple[Path, str | None]:
     try:
         location = parse_hf_uri(uri)
     except HfUriError as error:
-        raise ConfigError(f"{uri} is no Hugging Face URI: {error}", HUB_EXAMPLE) from None
+        raise ConfigError(f"{uri} is not a Hugging Face URI: {error}", HUB_EXAMPLE) from None
     if location.type != "dataset":
         raise ConfigError(f"{uri} names a {location.type}; expected a dataset", HUB_EXAMPLE)
     pattern = location.path_in_repo or None

@@ -82,7 +82,7 @@ class Encoder:
 
     @cached_property
     def token_kinds(self) -> npt.NDArray[np.uint8]:
-        """For each id: 1 for the unknown token, 2 for a byte that is no character, 0 else."""
+        """For each id: 1 for the unknown token, 2 for a byte that is not a character, 0 else."""
         kinds = np.zeros(self.vocab_size, np.uint8)
         unknown = getattr(self.backend.model, "unk_token", None)
         for token, number in self.backend.get_vocab(with_added_tokens=True).items():

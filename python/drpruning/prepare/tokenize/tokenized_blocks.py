@@ -186,7 +186,7 @@ def find_tokenized_block(folder: Path, name: str) -> TokenizedBlock | None:
     """Find a complete tokenized block; None if it does not exist.
 
     Raises:
-        CorpusError: The file is no tokenized block.
+        CorpusError: The file is not a tokenized block.
     """
     path = tokenized_block_path(folder, name)
     try:

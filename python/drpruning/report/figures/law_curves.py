@@ -152,7 +152,7 @@ def _law(
     at = (np.geomspace if ax.get_xscale() == "log" else np.linspace)(start, last, SMOOTH)
     values = np.array([law.predict(params, place * scale) for place in at])
     beyond = at >= float(table.tokens[-1]) / scale
-    if law.alpha_identified:  # while the size changes the law is no single curve: draw its value at each evaluation
+    if law.alpha_identified:  # while the size changes the law is not a single curve: draw its value at each evaluation
         seen = [(P, T) for P, T in zip(table.params, table.tokens, strict=True) if start * scale <= T]
         ax.plot([T / scale for _, T in seen], [law.predict(P, T)[0] for P, T in seen], color=INK, linewidth=1.1)
         ax.plot(at[beyond], values[beyond, 0], color=INK, linewidth=1.1)

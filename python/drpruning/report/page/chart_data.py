@@ -38,7 +38,7 @@ def _run(run: Run, domains: list[str], kinds: list[str]) -> dict[str, Any]:
     return {
         "label": printable(run.label),
         "rho": rho if rho is not None and math.isfinite(rho) else None,
-        "base": [_one(base.get(name)) for name in domains],
+        "base": [_drawable(base.get(name)) for name in domains],
         "stages": [
             {
                 "name": printable(stage.name),
@@ -79,7 +79,7 @@ def _steps(bins: Bins | None, domains: list[str], kinds: list[str]) -> dict[str,
             continue
         unit = GIB if name == "memory" else 1
         columns = (bins.mean((name, "")), bins.low((name, "")), bins.high((name, "")))
-        mean, low, high = (_rounded(column / unit) for column in columns)
+        mean, low, high = (_drawable_list(column / unit) for column in columns)
         numbers[name] = None if mean is None else {"mean": mean, "low": None, "high": None}
         if mean is not None and bins.width > 1:
             numbers[name] |= {"low": low, "high": high}
@@ -92,18 +92,18 @@ def _steps(bins: Bins | None, domains: list[str], kinds: list[str]) -> dict[str,
 
 
 def _places(bins: Bins) -> dict[str, Any]:
-    return {name: _rounded(bins.mean((name, "")), PLACE_DIGITS, 1e30) for name in ("step", "tokens", "time")}
+    return {name: _drawable_list(bins.mean((name, "")), PLACE_DIGITS, 1e30) for name in ("step", "tokens", "time")}
 
 
 def _mean(bins: Bins, table: str, name: str = "") -> list[float | None] | None:
-    return _rounded(bins.mean((table, name)))
+    return _drawable_list(bins.mean((table, name)))
 
 
-def _rounded(values: Vector, digits: int = DIGITS, largest: float = LARGEST_DRAWN) -> list[float | None] | None:
+def _drawable_list(values: Vector, digits: int = DIGITS, largest: float = LARGEST_DRAWN) -> list[float | None] | None:
     """Return numbers for JSON, null for those that cannot be drawn; None if none can."""
     drawn = [float(f"{value:.{digits}g}") if abs(value) < largest else None for value in values.tolist()]
     return drawn if any(value is not None for value in drawn) else None
 
 
-def _one(value: float | None) -> float | None:
+def _drawable(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}") if value is not None and abs(value) < LARGEST_DRAWN else None

@@ -47,7 +47,7 @@ def render_shell(**values: Any) -> str:
         "parts": {},
         "script": page_script(),
     }
-    style = Markup(_vendored("uPlot.min.css"))  # noqa: S704 - shipped with the package
+    style = Markup(_vendor_file("uPlot.min.css"))  # noqa: S704 - shipped with the package
     values["script"] = Markup(values.get("script", defaults["script"]))  # noqa: S704 - shipped with the package
     template = environment().get_template("report.html.j2")
     parts = values.get("parts", {})
@@ -63,7 +63,7 @@ def title_of(run: Run) -> str:
 @cache
 def page_script() -> str:
     """Return the script of the page: uPlot and the code of the figures."""
-    return "\n".join([_vendored("uPlot.iife.min.js"), sort_script(), _template("report.js")])
+    return "\n".join([_vendor_file("uPlot.iife.min.js"), sort_script(), _template("report.js")])
 
 
 @cache
@@ -89,5 +89,5 @@ def to_script_json(value: Any) -> str:
 
 
 @cache
-def _vendored(name: str) -> str:
+def _vendor_file(name: str) -> str:
     return (resources.files("drpruning.report.page") / "vendor" / name).read_text(encoding="utf-8")

@@ -97,11 +97,13 @@ def _model(run: Run) -> list[Fact]:
         value = ", ".join(shape(printable(key), source.get(key), target[key]) for key in changed)
         facts.append(Fact("Shape", value or "as the source"))
     if base and small:
-        facts.append(Fact("Parameters", f"{count(base.parameters)} → {count(small.parameters)}", _removed(base, small)))
+        facts.append(
+            Fact("Parameters", f"{count(base.parameters)} → {count(small.parameters)}", _removed_share(base, small))
+        )
     return facts
 
 
-def _removed(base: ModelMeasured, small: ModelMeasured) -> str:
+def _removed_share(base: ModelMeasured, small: ModelMeasured) -> str:
     return f"{percent(1 - small.parameters / base.parameters)} removed" if base.parameters > 0 else ""
 
 

@@ -128,17 +128,17 @@ class Bins:
 
     def mean(self, name: Hashable) -> Vector:
         """Return the mean of a column in each group, NaN where nothing was measured."""
-        return self._of(SUM, name)
+        return self._table_column(SUM, name)
 
     def low(self, name: Hashable) -> Vector:
         """Return the minimum of a column in each group, NaN where nothing was measured."""
-        return self._of(LOW, name)
+        return self._table_column(LOW, name)
 
     def high(self, name: Hashable) -> Vector:
         """Return the maximum of a column in each group, NaN where nothing was measured."""
-        return self._of(HIGH, name)
+        return self._table_column(HIGH, name)
 
-    def _of(self, which: int, name: Hashable) -> Vector:
+    def _table_column(self, which: int, name: Hashable) -> Vector:
         at = self._index.get(name)
         if at is None:
             return np.full(self._keys.size, np.nan)

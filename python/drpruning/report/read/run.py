@@ -101,7 +101,7 @@ class Run:
         both = (self.series.steps, self.series.evaluations)
         names = dict.fromkeys(name for table in both for name in table)
         known = [name for name in STAGES if name in names]
-        return [_seen(self, name) for name in [*known, *(name for name in names if name not in STAGES)]]
+        return [_progress_of(self, name) for name in [*known, *(name for name in names if name not in STAGES)]]
 
 
 def open_run(folder: Path, *others: Path) -> Run:
@@ -231,7 +231,7 @@ def mask_kinds(runs: Iterable[Run]) -> list[str]:
     return [*(kind for kind in MASK_KINDS if kind in seen), *sorted(seen - set(MASK_KINDS))][:MOST_NAMES]
 
 
-def _seen(run: Run, name: str) -> StageProgress:
+def _progress_of(run: Run, name: str) -> StageProgress:
     tables = [table[name] for table in (run.series.steps, run.series.evaluations) if name in table]
     tokens, times = (
         np.concatenate([each for table in tables for each in (table.low(column), table.high(column))])

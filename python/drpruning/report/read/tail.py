@@ -1,7 +1,7 @@
 """Read a run's `metrics.jsonl` as it grows: numbers are downsampled, other records are stored, memory is bounded.
 
-Steps and evaluations are read straight from JSON, since a long run has millions of them; a line that is no record is
-skipped and a field that is no number is left out. A line without its newline is still being written and waits.
+Steps and evaluations are read straight from JSON, since a long run has millions of them; a line that is not a record is
+skipped and a field that is not a number is left out. A line without its newline is still being written and waits.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RunSeries:
         evaluations: dict[str, Rows] = {}
         for line in lines:
             try:
-                body = _parsed(line)
+                body = _parse_line(line)
                 kind = body.get("kind")
             except (ValueError, AttributeError, RecursionError):
                 self.unreadable += bool(line.strip())
@@ -213,7 +213,7 @@ class MetricsTail:
         """Read the lines written since the last call.
 
         Args:
-            blocks: At most so many blocks of 256 KiB; all there is if None.
+            blocks: Most blocks of 256 KiB to read; None: all.
 
         Returns:
             Whether anything is new.
@@ -292,7 +292,7 @@ def _spread(body: dict[str, Any], tables: tuple[str, ...], values: list[object])
     return signature
 
 
-def _parsed(line: bytes) -> Any:
+def _parse_line(line: bytes) -> Any:
     try:
         return pydantic_core.from_json(line, cache_strings="keys")
     except ValueError:

@@ -102,7 +102,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
             tensors |= {"weight": _local(parameter.detach()), "gradient": _local(parameter.grad)}
             for rows in _slices(tensors["weight"]):
                 keys.append(_keys(torch.initial_seed(), step, index, rows.start))
-                parts.append((len(numbers), _flat({name: value[rows] for name, value in tensors.items()})))
+                parts.append((len(numbers), _flat_views({name: value[rows] for name, value in tensors.items()})))
             numbers.append(numbers_of(group, step))
         if parts:
             self._update(parts, torch.tensor(numbers, dtype=torch.float32), torch.tensor(keys, dtype=torch.int32))
@@ -200,7 +200,7 @@ def _slices(weight: Tensor) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _flat_views(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return views with one dimension, or with blocks as rows, so that one compiled kernel serves all shapes.
 
     Tensors are returned unchanged where one is not contiguous, or where the rows of a quantized matrix have no whole

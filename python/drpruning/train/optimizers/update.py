@@ -114,7 +114,7 @@ def _sqrt(value: Tensor) -> Tensor:
     return value.double().sqrt().float() if value.device.type == "cpu" else value.sqrt()
 
 
-class Compiled:
+class CompiledUpdate:
     """:func:`update` through ``torch.compile``; without it where the compiler fails.
 
     All optimizers of a process share one object: a kernel for each combination of types serves all sizes, learning
@@ -132,7 +132,7 @@ class Compiled:
         """Update weight and state in place."""
         if self._compiled is None and self.failure is None:
             try:
-                self._compiled = torch.compile(update, options=_known(NUMERICS))
+                self._compiled = torch.compile(update, options=_supported_options(NUMERICS))
             except RuntimeError as error:  # not for this Python or system
                 self.failure = str(error)
         if self._compiled is None or len(part.weight) == 1:  # the compiler takes a size of one for a constant
@@ -147,10 +147,10 @@ class Compiled:
             update(part)
 
 
-compiled_update = Compiled()
+compiled_update = CompiledUpdate()
 
 
-def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+def _supported_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that this torch has; 2.6 to 2.8 lack some, and contract products and sums on a GPU."""
     known = list_options()
     return {name: value for name, value in options.items() if name in known}

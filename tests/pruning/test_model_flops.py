@@ -11,16 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import DistillConfig
 from drpruning.export.repair import repair
-from drpruning.flops import (
-    FORWARD,
-    TRAINING,
-    FlopCounts,
-    importance_flops_per_token,
-    products_per_token,
-    repair_flops_per_token,
-)
+from drpruning.flops import FORWARD, TRAINING, FlopCounts
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.importance import importance
+from drpruning.pruning.model_flops import importance_flops_per_token, products_per_token, repair_flops_per_token
 from drpruning.pruning.sizes import computed_products
 from drpruning.train.distill import Distiller
 from drpruning.train.losses import token_losses

@@ -17,12 +17,12 @@ import yaml
 from drpruning.config import SHAPES_ONLY, RunConfig
 from drpruning.errors import ConfigError
 from drpruning.files import write_text
-from drpruning.flops import flops_per_token
 from drpruning.formatting import count, duration, held_out, number, signed
 from drpruning.hf.files import cached_file, read_config_fields
 from drpruning.inputs import parse_yaml, read_text
 from drpruning.intervals import student_quantile
 from drpruning.planning.model_shape import ModelShape
+from drpruning.pruning.model_flops import flops_per_token
 from drpruning.recipes import parse_recipe
 from drpruning.records import (
     Evaluated,

@@ -21,9 +21,9 @@ import yaml
 from drpruning.cli import main
 from drpruning.errors import ConfigError, EndpointError
 from drpruning.export.hub import publish
-from drpruning.export.model_card import Origin, files_to_publish, model_card
 from drpruning.recipes import load_recipe
 from drpruning.records import Evaluated, ModelMeasured
+from drpruning.report.model_card import Origin, files_to_publish, model_card
 from drpruning.run_folder import RunFolder
 from tests.report.synthetic import BASE, DOMAINS, synthetic, write_run
 

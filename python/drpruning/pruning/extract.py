@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
-from drpruning.export.model_folder import MAX_SHARD_SIZE, write_model
 from drpruning.files import new_folder
+from drpruning.hf.model_folder import MAX_SHARD_SIZE, write_model
 from drpruning.hf.models import build_on_meta, disk_errors, load, load_on_meta
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning.architecture_spec import Dimension
@@ -63,21 +63,21 @@ class KeptUnits:
     def of(cls, masks: Masks, source: Target) -> KeptUnits:
         """Return the units that ``masks`` keep of a model of shape ``source``; a kind without a mask keeps all."""
         sizes = source.sizes()
-        layers = _kept(masks.get("layer"), sizes["layers"])
+        layers = _kept_indices(masks.get("layer"), sizes["layers"])
         heads, intermediate = masks.get("head"), masks.get("intermediate")
-        hidden = _kept(masks.get("hidden"), sizes["hidden"])
-        groups = [_kept(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
+        hidden = _kept_indices(masks.get("hidden"), sizes["hidden"])
+        groups = [_kept_indices(None if heads is None else heads[block], sizes["kv_heads"]) for block in layers]
         width = sizes["intermediate"]
         if "experts" not in sizes:
-            units = [_kept(None if intermediate is None else intermediate[block], width) for block in layers]
+            units = [_kept_indices(None if intermediate is None else intermediate[block], width) for block in layers]
             return cls(layers=layers, hidden=hidden, heads=groups, intermediate=units)
         expert = masks.get("expert")
-        experts = [_kept(None if expert is None else expert[block], sizes["experts"]) for block in layers]
+        experts = [_kept_indices(None if expert is None else expert[block], sizes["experts"]) for block in layers]
         units = [
             [
                 number * width + unit
                 for number in chosen
-                for unit in _kept(None if intermediate is None else intermediate[block, number], width)
+                for unit in _kept_indices(None if intermediate is None else intermediate[block, number], width)
             ]
             for block, chosen in zip(layers, experts, strict=True)
         ]
@@ -323,7 +323,7 @@ def write_pruned_model(
         decisions: How it was made.
         folder: A new or empty folder; it appears complete or not at all.
         tokenizer: Written with the model.
-        read: Returns a weight of a model on the meta device, as for :func:`drpruning.export.model_folder.write_model`.
+        read: Returns a weight of a model on the meta device, as for :func:`drpruning.hf.model_folder.write_model`.
         max_shard_size: Largest file of weights, in the notation of transformers.
 
     Raises:
@@ -396,7 +396,7 @@ def pruned_config(config: PreTrainedConfig, kept: KeptUnits, target: Target) -> 
     return pruned
 
 
-def _kept(mask: Tensor | None, size: int) -> list[int]:
+def _kept_indices(mask: Tensor | None, size: int) -> list[int]:
     return list(range(size)) if mask is None else mask.nonzero().flatten().tolist()
 
 

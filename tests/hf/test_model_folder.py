@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import DiskError
 from drpruning.export import model_folder
-from drpruning.export.extract import rewrite
-from drpruning.export.model_folder import write_model
+from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import build_on_meta, load, saved_tensors
 from drpruning.pruning import MaskedModel, Target
+from drpruning.pruning.extract import rewrite
 from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
 from tests.pruning.families import family_config
