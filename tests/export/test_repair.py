@@ -12,9 +12,8 @@ from drpruning.pruning.extract import KeptUnits, extract
 from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
 from tests.pruning.families import FAMILIES, family_config
+from tests.pruning.test_extract import TARGETS
 from tests.pruning.test_masked_model import scattered
-
-from .test_extract import TARGETS
 
 NAMES = ["llama-grouped", "llama-biases", "qwen2", "qwen3"]
 UNITS, KEPT_UNITS, GROUPS, KEPT_GROUPS, BLOCKS = 40, 32, 4, 2, 4

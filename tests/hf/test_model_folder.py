@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import DiskError
-from drpruning.export import model_folder
+from drpruning.hf import model_folder
 from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import build_on_meta, load, saved_tensors
 from drpruning.pruning import MaskedModel, Target
@@ -17,7 +17,6 @@ from drpruning.pruning.extract import rewrite
 from drpruning.pruning.verification import tiny_config
 from tests.pruning.conftest import build
 from tests.pruning.families import family_config
-from tests.pruning.test_masked_model import scattered
 
 FAMILIES = ("gemma2", "pythia", "phi3", "cohere2", "mixtral", "qwen2_moe", "olmoe", "gpt_oss")
 
@@ -73,15 +72,6 @@ def test_each_tensor_is_read_once(name, tmp_path):
     write_model(build_on_meta(model.config), tmp_path, zeros)
     assert sorted(read) == sorted(tensors)
     assert not any(parameter.any() for parameter in load(tmp_path).parameters())
-
-
-def test_a_cut_is_written_as_the_extracted_model_is(any_model, tmp_path):
-    masked = scattered(
-        MaskedModel(any_model, Target(layers=2, hidden=24, kv_heads=3, intermediate=9), mask_values="soft")
-    )
-    masked.eval().export(tmp_path / "extracted")
-    masked.write_extracted(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(tmp_path / "extracted")
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "olmoe"])

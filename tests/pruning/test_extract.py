@@ -70,6 +70,16 @@ def test_layer_types_follow_the_kept_blocks():
     assert config.max_window_layers == 1
 
 
+def test_a_cut_is_written_weight_by_weight_as_the_extracted_model_is(any_model, tmp_path):
+    masked = scattered(MaskedModel(any_model, TARGETS["all"], mask_values="soft")).eval()
+    masked.export(tmp_path / "extracted")
+    masked.write_extracted(tmp_path / "cut")
+    cut, extracted = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("cut", "extracted")
+    )
+    assert cut == extracted
+
+
 def test_extraction_keeps_type_mode_and_random_state():
     masked = scattered(MaskedModel(build("llama").bfloat16(), TARGETS["all"]))
     torch.manual_seed(11)
