@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -20,22 +21,29 @@ SIZE = 512 << 20
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs timers of processor time")
 
 
-@pytest.fixture
-def interrupt() -> Iterator[Callable[[], None]]:
-    """Return a function that starts a timer of processor time, the fifth of whose signals raises KeyboardInterrupt.
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at the fifth signal of a timer of processor time, and expect it from there.
 
-    Signals during a call that checks for none are one signal at its end.
+    Signals during a call that checks for none are one signal at its end. The timer counts system time too, most of the
+    time of writing a copy.
     """
-    calls = iter(range(1, 5))
+    calls, over = iter(range(1, 5)), False
 
     def count(number: int, frame: FrameType | None) -> None:
-        if next(calls, None) is None:
+        if next(calls, None) is None and not over:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGVTALRM, count)
-    yield lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01)  # type: ignore[func-returns-value]
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    signal.signal(signal.SIGVTALRM, before)
+    before = signal.signal(signal.SIGPROF, count)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, 0.01, 0.01)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        over = True  # an exception outside of the block would end pytest
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +54,16 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_ctrl_c_ends_a_verification(shard: Path, interrupt: Callable[[], None]) -> None:
+def test_ctrl_c_ends_a_verification(shard: Path) -> None:
     corpus = dp.Corpus({"web": str(shard)}, dtype="uint16")
-    interrupt()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         corpus.verify()
 
 
-def test_ctrl_c_ends_the_writing_of_a_copy(
-    shard: Path, interrupt: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_the_writing_of_a_copy(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRPRUNING_CACHE", str(tmp_path))
     corpus = dp.Corpus({"web": str(shard)}, dtype="uint16")
-    interrupt()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         corpus.read_rows("web", [0], 8)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

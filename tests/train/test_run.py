@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from drpruning.config import RunConfig, presets
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, StateError
-from drpruning.files import locked
+from drpruning.files import MARK, locked
 from drpruning.hf.models import load
 from drpruning.loss_table import read_losses
 from drpruning.mixture import build
@@ -461,3 +461,16 @@ def test_a_phase_frees_the_models_of_earlier_ones_that_cycles_hold() -> None:
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_what_a_run_left_that_was_killed_as_it_published_its_base_is_removed(
+    recipe: Recipe, cache: Path, tmp_path: Path
+) -> None:
+    config = recipe()
+    train(config, tmp_path / "run")
+    [base] = (cache / "bases").iterdir()
+    leftover = base.with_name(f".{base.name}.partial")
+    leftover.mkdir()
+    (leftover / MARK).touch()
+    train(config, tmp_path / "again")
+    assert list((cache / "bases").iterdir()) == [base]

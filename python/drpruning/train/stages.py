@@ -18,7 +18,7 @@ import torch
 
 from drpruning.config import ContinueConfig, DistillConfig, PruneConfig, RunConfig, StageConfig
 from drpruning.errors import StateError
-from drpruning.files import new_folder
+from drpruning.files import clear_partial, new_folder
 from drpruning.flops import FORWARD, TRAINING
 from drpruning.formatting import flops_in_words
 from drpruning.hf.model_folder import write_model
@@ -81,6 +81,8 @@ def get_base(context: TrainContext) -> Base:
         cached = base_cache(context.config, context.corpus)
         if not context.has(cached):
             pretrain(context, cached)
+        elif context.ranks.first:
+            clear_partial(cached.parent)  # of a run that was killed as soon as it had published its base
         context.checkpoints.drop("pretrain")
         base = str(cached)
     return Base(base, evaluate_model(context, "base", base))
