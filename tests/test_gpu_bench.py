@@ -360,6 +360,18 @@ def test_results_continue_on_another_machine_of_the_same_kind(bench: Any, tmp_pa
         bench.Results(path, {**MACHINE, "torch": "2.12.0"})
 
 
+def test_a_case_finds_the_packages_of_a_relative_path(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: cases run in other folders, where the documented PYTHONPATH=gpu/site led nowhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('found')\nraise SystemExit")
+    monkeypatch.setenv("PYTHONPATH", "site")
+    result = bench.run_case(bench.cases(PRUNED)[0], tmp_path, tmp_path, 60.0, tiny=True)
+    assert result["log"][0] == "found"
+
+
 def test_a_case_that_hangs_is_given_up(bench: Any, tmp_path: Path) -> None:
     result = bench.run_case(bench.cases(PRUNED)[0], tmp_path, tmp_path, 0.05, tiny=True)
     assert result["outcome"].startswith("not done after")

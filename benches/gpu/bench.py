@@ -117,6 +117,8 @@ def run_case(case: Case, corpus: Path, work: Path, patience: float, *, tiny: boo
     answer, log = folder / "result.json", folder / "log"
     request = {"case": case.to_dict(), "corpus": str(corpus), "tiny": tiny, "answer": str(answer)}
     environment = {"TOKENIZERS_PARALLELISM": "false", "DRPRUNING_CACHE": str(work / "cache"), **os.environ}
+    if search := os.environ.get("PYTHONPATH"):  # a case runs in another folder
+        environment["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in search.split(os.pathsep))
     began = time.perf_counter()
     try:
         with log.open("wb") as file:
