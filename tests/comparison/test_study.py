@@ -46,7 +46,6 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
     ("part", "recipe", "methods_file"),
     [
         ("study", "recipe.yaml", str(STUDY / "methods.yaml")),
-        ("ablations", "recipe.yaml", "ablations"),
         ("mixtures-distilled", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
     ],
 )
