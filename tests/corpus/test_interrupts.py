@@ -16,22 +16,24 @@ import drpruning as dp
 from tests.corpus.test_bombs import write_shard
 
 SIZE = 512 << 20
-"""Bytes of the shard: about a second of processor time; a test ends it after a twentieth."""
+"""Bytes of the shard: at least a tenth of a second of processor time; a test ends it after the second hundredth."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs timers of processor time")
 
 
 @contextmanager
 def interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block at the fifth signal of a timer of processor time, and expect it from there.
+    """Raise KeyboardInterrupt in the block at the second signal of a timer of processor time, and expect it from there.
 
     Signals during a call that checks for none are one signal at its end. The timer counts system time too, most of the
     time of writing a copy.
     """
-    calls, over = iter(range(1, 5)), False
+    number_of_signals, over = 0, False
 
     def count(number: int, frame: FrameType | None) -> None:
-        if next(calls, None) is None and not over:
+        nonlocal number_of_signals
+        number_of_signals += 1
+        if number_of_signals == 2 and not over:
             signal.setitimer(signal.ITIMER_PROF, 0)
             raise KeyboardInterrupt
 

@@ -161,7 +161,7 @@ def identity(base: Any, **changes: Any) -> TeacherIdentity:
 def store(base: Any, folder: Path, *, shard: tuple[int, int] = (0, 1), batch_size: int = 4, **changes: Any) -> None:
     found = identity(base, **changes)
     loaded = teach.load_teacher(str(base.model), "float32", torch.device("cpu"), False, base.corpus)
-    teach.open_folder(folder, found, resume=True)
+    teach.open_teacher_folder(folder, found, resume=True)
     rows = {"sums": np.arange(20), "records": np.array([0, 3, 17, 18])}
     teach.store_teacher(folder, found, loaded, base.corpus, rows, shard=shard, batch_size=batch_size)
 
@@ -216,7 +216,7 @@ def test_shards_and_killed_jobs_write_the_same_bytes(cached: Any, tmp_path: Path
         raise KilledError
 
     found = identity(cached)
-    teach.open_folder(tmp_path / "killed", found, resume=False)
+    teach.open_teacher_folder(tmp_path / "killed", found, resume=False)
     loaded = teach.load_teacher(str(cached.model), "float32", torch.device("cpu"), False, cached.corpus)
     with pytest.raises(KilledError):
         teach.store_teacher(
@@ -226,9 +226,9 @@ def test_shards_and_killed_jobs_write_the_same_bytes(cached: Any, tmp_path: Path
     store(cached, tmp_path / "killed")
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     with pytest.raises(ConfigError, match="--resume"):
-        teach.open_folder(tmp_path / "whole", found, resume=False)
+        teach.open_teacher_folder(tmp_path / "whole", found, resume=False)
     with pytest.raises(ConfigError, match="its seed is 0, not 1"):
-        teach.open_folder(tmp_path / "whole", replace(found, seed=1), resume=True)
+        teach.open_teacher_folder(tmp_path / "whole", replace(found, seed=1), resume=True)
 
 
 def test_another_batch_size_changes_counts_by_rounding_alone(cached: Any, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ PARTS = 20
 READ = """
 import os
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+import pyarrow
+pyarrow.set_cpu_count(1)  # each further thread may start after the limit, with a stack of 8 MiB
+pyarrow.set_io_thread_count(1)
 from collections import Counter
 from drpruning.prepare.readers import divide_files, read_blocks
 from drpruning.prepare.readers.documents import ParseStats, parse_documents
