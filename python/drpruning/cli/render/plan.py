@@ -165,7 +165,7 @@ def proposals(
             Row.of(
                 *(f"{size:,}" for size in row.target.sizes().values()),
                 _short(row.parameters),
-                *([] if routed else [f"{row.memory_bytes / 2**30:.2f}"]),
+                *([] if routed else [_gib(row.memory_bytes)]),
                 f"{row.cache_bytes:,.0f}",
                 f"{1e3 * row.decode_seconds:.3g}" if row.decode_seconds >= 1e-5 else "<0.01",
                 f"{hours(row):,.{0 if hours(row) >= 10 else 1}f}" if hours(row) >= 0.05 else "<0.1",
@@ -297,6 +297,12 @@ def compatibility(
                 console.print(f"  {shape}", markup=False)
 
     return CommandResult(body, write, error)
+
+
+def _gib(size: float) -> str:
+    """Return bytes in GiB, for a column: two decimals, or two digits of a small model."""
+    gib = size / 2**30
+    return f"{gib:.2f}" if gib >= 0.1 else f"{gib:.2g}"
 
 
 def _assumptions(serving: Serving) -> str:
