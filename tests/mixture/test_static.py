@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drpruning.errors import WeightError
-from drpruning.mixture.static import static_mixture
+from drpruning.mixture.static import raise_ratio, static_mixture
 
 SIZES = {"web": 9e9, "code": 1e9, "math": 1e8}
 sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(1, 1e15), min_size=1)
@@ -54,3 +54,36 @@ def test_what_is_missing() -> None:
         static_mixture("unimax:4", SIZES)
     with pytest.raises(WeightError, match="domain_tokens is"):
         static_mixture("natural", {"web": 0.0})
+
+
+@given(sizes, st.floats(0, 3))
+def test_a_power_keeps_the_order_of_the_shares_and_their_ratios(domains: dict[str, float], power: float) -> None:
+    ratio = static_mixture("natural", domains)
+    raised = raise_ratio(ratio, f"power:{power}")
+    assert isinstance(raised, dict)
+    assert raised == pytest.approx(static_mixture(f"temperature:{power}", domains))
+    assert list(raised) == list(domains)
+    assert math.fsum(raised.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_powers_of_names_are_temperatures() -> None:
+    assert raise_ratio("natural", "power:0.5") == "temperature:0.5"
+    assert raise_ratio("temperature:0.5", "power:0.5") == "temperature:0.25"
+    assert raise_ratio("uniform", "power:2") == "temperature:0"
+
+
+@pytest.mark.parametrize("name", ["power:", "power:-1", "power:inf", "temperature:0.5"])
+def test_wrong_powers(name: str) -> None:
+    with pytest.raises(WeightError, match=r"expected a ratio to a power of zero or more"):
+        raise_ratio(SIZES, name)
+
+
+def test_a_power_needs_a_ratio_of_positive_shares() -> None:
+    with pytest.raises(WeightError, match="needs a positive share for each domain"):
+        raise_ratio({"web": 1.0, "code": 0.0}, "power:0.5")
+    with pytest.raises(WeightError, match="got 'unimax:4'"):
+        raise_ratio("unimax:4", "power:0.5")
+    with pytest.raises(WeightError, match="changes the reference ratio of a recipe") as error:
+        static_mixture("power:0.5", SIZES)
+    assert error.value.next_step is not None
+    assert "--set data.reference_ratio=power:0.5" in error.value.next_step

@@ -28,6 +28,20 @@ def test_shares_are_those_of_the_corpus_in_its_order() -> None:
     assert with_shares(found, {"other": 1}) is found
 
 
+def test_a_power_changes_the_ratio_of_the_recipe() -> None:
+    ratio, raised = (
+        load_recipe("quickstart", words).reference_ratio for words in ([], ["data.reference_ratio=power:0.5"])
+    )
+    total = sum(share**0.5 for share in ratio.values())
+    assert raised == pytest.approx({domain: share**0.5 / total for domain, share in ratio.items()})
+    twice = load_recipe("quickstart", ["data.reference_ratio=natural", "data.reference_ratio=power:0.5"])
+    assert twice.mixture_names == {"data.reference_ratio": "temperature:0.5"}
+    with pytest.raises(ConfigError, match=r"data.reference_ratio: .*expected a ratio to a power"):
+        load_recipe("quickstart", ["data.reference_ratio=power:x"])
+    with pytest.raises(ConfigError, match="changes the reference ratio of a recipe"):
+        load_recipe("quickstart", ["pretrain.mixture=power:0.5"])
+
+
 def test_unimax_counts_epochs_over_prune_and_continue_and_over_pretrain_as_its_mixture() -> None:
     config = load_recipe("quickstart", ["data.reference_ratio=unimax:2", "pretrain.mixture=unimax:2"])
     tokens, base = config.tokens("prune", "continue"), config.tokens("pretrain")

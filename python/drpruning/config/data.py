@@ -21,7 +21,8 @@ class DataConfig(Section):
         description="Share of each domain; the shares sum to 1. It is the mixture at the start and the centre of the "
         "chi-square ball. Or the name of a static mixture of all domains of the corpus: `natural`, `uniform`, "
         "`temperature:0.5`, `unimax:4` (epochs over the tokens of the stages prune and continue), or "
-        "`average:RUN`, what the run in a folder drew. The run folder stores the shares of a name."
+        "`average:RUN`, what the run in a folder drew. The run folder stores the shares of a name. In `--set` and in "
+        "methods, `power:0.5` is the recipe's ratio to a power."
     )
     draw: Literal["balanced", "random"] = Field(
         default="balanced",

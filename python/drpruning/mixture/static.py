@@ -9,6 +9,8 @@
                    rest goes to the larger domains in equal shares
 ``average:run``    what the run in the folder ``run`` drew, averaged over the tokens of its stages prune and continue
 ================== ========================================================================================
+
+``power:a`` changes a ratio that exists: :func:`raise_ratio`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from drpruning.run_folder import RunFolder
 NAMES = ("natural", "uniform", "temperature:A", "unimax:EPOCHS", "average:RUN")
 RULES = ("natural", "uniform", "temperature", "unimax", "average")
 EXAMPLES = {"temperature": "temperature:0.5", "unimax": "unimax:4", "average": "average:runs/quickstart"}
+POWER = "power:"
 BASE_STAGE = "pretrain"
 """Stage of a run that an average leaves out: it trains the large model, which runs share."""
 
@@ -74,6 +77,38 @@ def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float 
     return _power(domain_tokens, value)
 
 
+def raise_ratio(ratio: Mapping[str, float] | str, name: str) -> dict[str, float] | str:
+    """Return a ratio to the power ``a`` of the name ``power:a``; the shares sum to one.
+
+    Args:
+        ratio: Share of each domain, positive, not necessarily of sum one; or ``natural``, ``uniform`` or ``temperature:b``.
+        name: ``power:0.5``, with any non-negative power: 1 changes nothing, 0 gives equal shares.
+
+    Returns:
+        Shares, or for a name the name ``temperature:c``.
+
+    Raises:
+        WeightError: The power or a share is out of its range, or the name depends on more than the domains' tokens.
+
+    Example:
+        >>> raise_ratio({"web": 9, "code": 1}, "power:0.5")
+        {'web': 0.75, 'code': 0.25}
+        >>> raise_ratio("natural", "power:0.5")
+        'temperature:0.5'
+    """
+    power = _number(name.removeprefix(POWER))
+    if not name.startswith(POWER) or not power >= 0:
+        raise WeightError(f"got {name!r}; expected a ratio to a power of zero or more, such as power:0.5")
+    if isinstance(ratio, str):
+        rule, value = _parse(ratio)
+        if rule != "power" or isinstance(value, Path):
+            raise WeightError(f"{name} raises shares, natural, uniform or temperature:A to a power; got {ratio!r}")
+        return f"temperature:{value * power:g}"
+    if not ratio or not all(type(share) in (int, float) and 0 < share < math.inf for share in ratio.values()):
+        raise WeightError(f"{name} needs a positive share for each domain; got {dict(ratio)}")
+    return _power(ratio, power)
+
+
 def average_mixture(folder: Path) -> dict[str, float]:
     """Return the mixture that a run drew, averaged over the tokens of all its stages but pretrain.
 
@@ -121,19 +156,30 @@ def _parse(name: str) -> tuple[str, float | Path]:
         return "power", 1.0 if rule == "natural" else 0.0
     if rule == "average" and text:
         return rule, Path(text)
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if rule == "temperature" and math.isfinite(number) and number >= 0:
+    if name.startswith(POWER):
+        raise WeightError(
+            f"{name} changes the reference ratio of a recipe; it is no mixture",
+            f"Use it with --set data.reference_ratio={name}, or in a methods file.",
+        )
+    number = _number(text)
+    if rule == "temperature" and number >= 0:
         return "power", number
-    if rule == "unimax" and math.isfinite(number) and number > 0:
+    if rule == "unimax" and number > 0:
         return rule, number
     example = f"For example {EXAMPLES[rule]}." if rule in EXAMPLES else None
     raise WeightError(
         f"no static mixture is called {name!r}; expected one of {', '.join(NAMES)}",
         example or did_you_mean(rule, RULES),
     )
+
+
+def _number(text: str) -> float:
+    """Return a finite number, or nan for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _power(sizes: Mapping[str, float], power: float) -> dict[str, float]:

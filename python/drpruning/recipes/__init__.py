@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, DrpruningError, did_you_mean
 from drpruning.inputs import parse_yaml, read_text, shown
-from drpruning.mixture.static import BASE_STAGE, static_mixture
+from drpruning.mixture.static import BASE_STAGE, POWER, raise_ratio, static_mixture
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -53,6 +53,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Args:
         recipe: Path of a YAML file, or the name of a shipped recipe.
         overrides: Items ``a.b=c``; c is read as YAML, so ``mixture.rho=0.1`` is a number.
+            ``data.reference_ratio=power:0.5`` raises the ratio of the recipe to a power.
 
     Raises:
         ConfigError: The recipe does not exist, is not YAML, or has unknown, missing or impossible settings.
@@ -138,7 +139,19 @@ def _override(body: dict[str, Any], item: str) -> None:
         section = section[key]
         if not isinstance(section, dict):
             raise ConfigError(f"--set {item!r}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    if keys == ["data", "reference_ratio"] and isinstance(value, str) and value.startswith(POWER):
+        value = _raised(section.get("reference_ratio"), value)
     section[keys[-1]] = value
+
+
+def _raised(ratio: Any, name: str) -> dict[str, float] | str:
+    """Return the recipe's reference ratio to a power."""
+    if not isinstance(ratio, dict | str):
+        raise ConfigError(f"data.reference_ratio={name}: the recipe has no reference ratio; got {shown(ratio)}")
+    try:
+        return raise_ratio(ratio, name)
+    except DrpruningError as error:
+        raise ConfigError(f"data.reference_ratio: {error.message}", error.next_step) from error
 
 
 def _explain(error: ValidationError) -> ConfigError:
