@@ -81,7 +81,7 @@ def raise_ratio(ratio: Mapping[str, float] | str, name: str) -> dict[str, float]
     """Return a ratio to the power ``a`` of the name ``power:a``; the shares sum to one.
 
     Args:
-        ratio: Share of each domain, positive, not necessarily of sum one; or ``natural``, ``uniform`` or ``temperature:b``.
+        ratio: Share of each domain, positive, of any sum; or ``natural``, ``uniform`` or ``temperature:b``.
         name: ``power:0.5``, with any non-negative power: 1 changes nothing, 0 gives equal shares.
 
     Returns:
