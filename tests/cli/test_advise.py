@@ -134,8 +134,12 @@ def test_a_domain_starved_without_reference_losses_is_a_warning(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "reasons", "names"),
     [
-        ([], ["a prediction, 1.206, replaced it", "the reference ratio moved to 5.3%"], "predictions=lower"),
-        (["--set", "predictions=lower"], ["the reference ratio moved to 5.3%"], "ratio_bound=2"),
+        (
+            ["--set", "predictions=replace"],
+            ["a prediction, 1.206, replaced it", "the reference ratio moved to 5.3%"],
+            "predictions=lower",
+        ),
+        ([], ["the reference ratio moved to 5.3%"], "ratio_bound=2"),
     ],
 )
 def test_a_domain_starved_above_its_reference_loss_is_a_warning(

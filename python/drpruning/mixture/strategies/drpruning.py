@@ -78,10 +78,10 @@ class DRPruning(RuleStrategy):
     1. *Reference loss.* A scaling law is fitted to each domain's points of this stage, with the learning rates of the
        stage if the observation has them. It predicts the loss at the end of the stage. A prediction counts if the law
        is identified and its 90% band is narrow enough; it is at most the lowest loss in the stage, and
-       never rises. Until the first domain has a prediction, all are measured against the reference losses given to
-       :meth:`init` or, without one, against their first finite loss; afterwards a domain that still has none is
-       measured against the smaller of that and its lowest loss in the stage. With ``predictions="lower"`` a
-       prediction counts only where it is below the reference loss given or, without one, the first loss.
+       never rises. The reference loss is the smaller of the prediction and the loss given to :meth:`init` or, without
+       one, the first finite loss. With ``predictions="replace"``, as in the paper, a prediction replaces the loss
+       given, also by a higher one, from the first domain's prediction on; a domain that has none is then measured
+       against the smaller of the loss given and its lowest loss in the stage.
     2. *Weights.* ``q = worst_case(losses - reference_loss, p, rho, floor, noise)``, ``p`` the reference ratio; then no
        weight is below ``initial_floor`` times the initial ratio.
     3. *Ratio.* ``p <- delta q + (1 - delta) p``, kept between ``1 / ratio_bound`` and ``ratio_bound`` times the initial
@@ -138,9 +138,9 @@ class DRPruning(RuleStrategy):
         0.3, "Half width of the 90% band of a prediction, in nats, above which the prediction is rejected.", ge=0.0
     )
     predictions: Predictions = setting(
-        "replace",
-        "Use of a prediction where a reference loss was given: `replace` it, as in the paper, or `lower` it and never "
-        "raise it.",
+        "lower",
+        "Use of a prediction where a reference loss was given: `lower` it and never raise it, or `replace` it, as in "
+        "the paper.",
     )
     move_ratio_after_fraction: float = setting(
         0.20, "Fraction of the stage after which the reference ratio moves.", **FRACTION
