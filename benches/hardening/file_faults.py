@@ -19,6 +19,7 @@ import ctypes
 import errno
 import gc
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -72,11 +73,13 @@ class Command:
         arguments: Of the command line, given the folder for its files.
         results: Files whose bytes are compared, as globs in that folder.
         atomic: Whether the results exist completely or not at all after a fault.
+        workers: Whether the command starts processes that write; a kill may end one of them, or all.
     """
 
     arguments: Callable[[Path], list[str]]
     results: tuple[str, ...]
     atomic: bool = True
+    workers: bool = False
 
 
 @dataclass
@@ -108,6 +111,18 @@ def commands(source: Path, corpora: Path) -> dict[str, Command]:
             ],
             ("run/export/*.safetensors", "run/recipe.yaml"),
             atomic=False,
+        ),
+        "compare": Command(
+            lambda out: [
+                "compare", "quickstart", "--strategies", "constant,sheared", "--seeds", "1",
+                "--out", str(out / "compare"), *train,
+            ],
+            (
+                "compare/runs/*/*/export/*.safetensors", "compare/runs/*/*/recipe.yaml",
+                "compare/runs/*/*/documents.json", "compare/bases/*.json", "compare/primary.json",
+            ),
+            atomic=False,
+            workers=True,
         ),
         "prepare": Command(
             lambda out: [
@@ -191,6 +206,7 @@ class Runner:
 
     def _child(self, arguments: list[str], folder: Path, fault: Fault, at: int, write: int) -> None:
         from drpruning.cli import main
+        from drpruning.comparison import scheduler
 
         code = 99
         try:
@@ -198,6 +214,7 @@ class Runner:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.environ["DRPRUNING_CACHE"] = str(folder / "cache")
+            scheduler._fork_server = lambda: multiprocessing.get_context("fork")  # has imported torch, and counts
             self.shim.faults_arm(f"{folder}/".encode(), fault.mode, at, fault.number, int(fault.rest))
             try:
                 code = main(arguments) or 0
@@ -306,6 +323,8 @@ def import_package() -> Path:
     import scipy.optimize  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    import drpruning.comparison.tables
+    import drpruning.comparison.worker
     import drpruning.evaluation.benchmark.build
     import drpruning.export.repair
     import drpruning.prepare.preparation
