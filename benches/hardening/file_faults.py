@@ -157,13 +157,16 @@ def commands(source: Path, corpora: Path) -> dict[str, Command]:
     }  # fmt: skip
 
 
+def file_sums(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the hash of each file by its name."""
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def checksum(folder: Path, patterns: tuple[str, ...]) -> str:
     """Return the hash of names and contents of the files; empty if there are none."""
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest() if files else ""
+    sums = file_sums(folder, patterns)
+    return hashlib.sha256(repr(sums).encode()).hexdigest() if sums else ""
 
 
 class Runner:

@@ -7,11 +7,11 @@
 
 A chain runs a command in an empty folder and interrupts it, runs it again and interrupts it again, and so on. SIGKILL
 comes at a random file operation (see ``file_faults.py``) or after a random processor time, SIGTERM and SIGUSR1 after a
-random processor time. A command that starts processes is killed after a random time: alone, with these processes, or one
-of them alone; those that are left must end by themselves. When the command has finished, the bytes of its results must be those of an undisturbed run.
-The exit codes must be documented ones, no run may print a traceback, and temporary files must be gone. The journal has
-a line for each chain; the next invocation continues with the next seed, and the table counts all lines.
-``docs/reliability.md`` has the results.
+random processor time. A command that starts processes is interrupted after a random time: alone, with these processes,
+or one of them alone; those that are left must end. When the command has finished, the bytes of its results must be
+those of an undisturbed run. The exit codes must be documented ones, no run may print a traceback, and temporary files
+must be gone. The journal has a line for each chain; the next invocation continues with the next seed, and the table
+counts all lines. ``docs/reliability.md`` has the results.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from benches.hardening.file_faults import (
     Runner,
     checksum,
     commands,
+    file_sums,
     import_package,
     load_shim,
     make_source,
@@ -158,6 +159,7 @@ class Interrupter:
         if code:
             raise SystemExit(f"the undisturbed command {name} fails ({code}):\n{self.log()}")
         self.whole = Undisturbed(operations, seconds, checksum(place, command.results))
+        self.files = file_sums(place, command.results)
 
     def log(self) -> str:
         """Return the output of the last run."""
@@ -185,8 +187,9 @@ class Interrupter:
             code, _ = self.runner.run(self.command.arguments(place), place, NO_FAULT, 0)
             if code:
                 chain.failures.append(f"does not finish: exit code {code}: {self.log().strip()[-300:]}")
-        if checksum(place, self.command.results) != self.whole.results:
-            chain.failures.append("other bytes than the undisturbed command")
+        if different := self.files.items() ^ file_sums(place, self.command.results).items():
+            names = ", ".join(sorted({name for name, _ in different}))
+            chain.failures.append(f"other bytes than the undisturbed command: {names}")
         if left := temporary_files(place):
             chain.failures.append(f"left behind: {', '.join(name for name, _ in sorted(left))}")
         return chain

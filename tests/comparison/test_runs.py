@@ -70,6 +70,21 @@ def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Com
     assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
 
 
+def test_references_of_an_unfinished_run_are_refused(
+    comparison: Comparison, progress: Outcomes, tmp_path: Path
+) -> None:
+    assert progress[0].failed
+    copied = replace(comparison, folder=tmp_path / "out")
+    shutil.copytree(comparison.folder / "runs" / "scratch", copied.folder / "runs" / "scratch")
+    sheared = job(copied, "sheared")
+    assert copied.references(sheared) == comparison.references(job(comparison, "sheared"))
+    metrics = job(copied, "scratch").folder / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(keepends=True) if '"run_ended"' not in line]
+    metrics.write_text("".join(kept))  # killed before its end, with evaluations of its last stage
+    with pytest.raises(StateError, match="takes reference losses from scratch, seed 17, which is not finished"):
+        copied.references(sheared)
+
+
 def test_runs_on_another_corpus_are_not_put_into_the_same_table(
     comparison: Comparison, progress: Outcomes, corpus_folder: Path, tmp_path: Path
 ) -> None:
