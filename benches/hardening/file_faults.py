@@ -256,15 +256,17 @@ def check(command: Command, place: Path, code: int, log: str, expected: str, fau
         yield "a part of the results has their name"
 
 
-def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, stride: int) -> Outcome:
-    """Run all cases of one command and one fault."""
+def campaign(
+    runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, first: int, stride: int
+) -> Outcome:
+    """Run the cases of one command and one fault: operations ``first``, ``first + stride``, and so on."""
     place = new_place(scratch, corpora)
     code, operations = runner.run(command.arguments(place), place, NO_FAULT, 0)
     expected = checksum(place, command.results)
     if code or not expected:
         raise SystemExit(f"the undisturbed command fails ({code}):\n{runner.log.read_text()}")
     outcome = Outcome(operations)
-    for at in range(1, operations + 1, stride):
+    for at in range(first, operations + 1, stride):
         place = new_place(scratch, corpora)
         code, _ = runner.run(command.arguments(place), place, fault, at)
         outcome.cases += 1
@@ -281,6 +283,7 @@ def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fau
         if checksum(place, command.results) != expected:
             wrong.append("other bytes than the undisturbed command")
         outcome.failures += [f"operation {at}: {text}" for text in wrong]
+        print(f"{at}: {code}", *wrong, file=sys.stderr, flush=True)
     return outcome
 
 
@@ -351,7 +354,8 @@ def main() -> None:
     parser.add_argument(
         "--faults", nargs="+", default=["kill"], help="kill, short, or error names such as EIO, ENOSPC+"
     )
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th operation")
+    parser.add_argument("--first", type=int, default=1, help="first operation")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th operation from there")
     options = parser.parse_args()
     shim = load_shim()
 
@@ -367,7 +371,9 @@ def main() -> None:
         known = commands(scratch / "source", corpora)
         for chosen in options.commands or known:
             for fault in options.faults:
-                outcome = campaign(runner, known[chosen], scratch, corpora, Fault.parse(fault), options.stride)
+                outcome = campaign(
+                    runner, known[chosen], scratch, corpora, Fault.parse(fault), options.first, options.stride
+                )
                 codes = ", ".join(f"{code}: {count}" for code, count in sorted(outcome.codes.items()))
                 row = f"| {chosen} | {fault} | {outcome.operations} | {outcome.cases} | {codes} "
                 print(f"{row}| {len(outcome.failures)} |", flush=True)
