@@ -30,6 +30,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SHIM = Path(__file__).with_name("file_faults.c")
 VARIABLE = "DRPRUNING_FILE_FAULTS"
@@ -217,7 +218,8 @@ class Runner:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.environ["DRPRUNING_CACHE"] = str(folder / "cache")
-            scheduler._fork_server = lambda: multiprocessing.get_context("fork")  # has imported torch, and counts
+            fork: Any = multiprocessing.get_context("fork")  # has imported torch, and counts
+            scheduler._fork_server = lambda: fork
             self.shim.faults_arm(f"{folder}/".encode(), fault.mode, at, fault.number, int(fault.rest))
             try:
                 code = main(arguments) or 0
