@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,7 +31,7 @@ static char root[PATH_MAX];
 static size_t root_length;
 static int mode, error_number, all_after;
 static long first;
-static atomic_long operations;
+static atomic_long *operations; /* of this process and of those that it forks */
 
 /* Fail at operation `at` (from 1), and at all after it if `rest` is not 0; 0 only counts. */
 void faults_arm(const char *folder, int what, long at, int number, int rest)
@@ -40,11 +41,13 @@ void faults_arm(const char *folder, int what, long at, int number, int rest)
     first = at;
     error_number = number;
     all_after = rest;
-    atomic_store(&operations, 0);
+    if (!operations)
+        operations = mmap(NULL, sizeof *operations, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    atomic_store(operations, 0);
     mode = what;
 }
 
-long faults_count(void) { return atomic_load(&operations); }
+long faults_count(void) { return operations ? atomic_load(operations) : 0; }
 
 static int journal = -1;
 static pthread_mutex_t recording = PTHREAD_MUTEX_INITIALIZER;
@@ -139,7 +142,7 @@ static int outcome(int counted, int is_write)
 {
     if (!counted || !root_length)
         return OFF;
-    long number = atomic_fetch_add(&operations, 1) + 1;
+    long number = atomic_fetch_add(operations, 1) + 1;
     if (!first || number < first || (number > first && !all_after))
         return OFF;
     if (mode == KILL && !is_write)

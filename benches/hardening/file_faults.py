@@ -19,6 +19,7 @@ import ctypes
 import errno
 import gc
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SHIM = Path(__file__).with_name("file_faults.c")
 VARIABLE = "DRPRUNING_FILE_FAULTS"
@@ -72,11 +74,13 @@ class Command:
         arguments: Of the command line, given the folder for its files.
         results: Files whose bytes are compared, as globs in that folder.
         atomic: Whether the results exist completely or not at all after a fault.
+        workers: Whether the command starts processes that write; a kill may end one of them, or all.
     """
 
     arguments: Callable[[Path], list[str]]
     results: tuple[str, ...]
     atomic: bool = True
+    workers: bool = False
 
 
 @dataclass
@@ -108,6 +112,18 @@ def commands(source: Path, corpora: Path) -> dict[str, Command]:
             ],
             ("run/export/*.safetensors", "run/recipe.yaml"),
             atomic=False,
+        ),
+        "compare": Command(
+            lambda out: [
+                "compare", "quickstart", "--strategies", "constant,sheared", "--seeds", "1",
+                "--out", str(out / "compare"), *train,
+            ],
+            (
+                "compare/runs/*/*/export/*.safetensors", "compare/runs/*/*/recipe.yaml",
+                "compare/runs/*/*/documents.json", "compare/bases/*.json", "compare/primary.json",
+            ),
+            atomic=False,
+            workers=True,
         ),
         "prepare": Command(
             lambda out: [
@@ -142,13 +158,16 @@ def commands(source: Path, corpora: Path) -> dict[str, Command]:
     }  # fmt: skip
 
 
+def file_sums(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Return the hash of each file by its name."""
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def checksum(folder: Path, patterns: tuple[str, ...]) -> str:
     """Return the hash of names and contents of the files; empty if there are none."""
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.relative_to(folder)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest() if files else ""
+    sums = file_sums(folder, patterns)
+    return hashlib.sha256(repr(sums).encode()).hexdigest() if sums else ""
 
 
 class Runner:
@@ -191,6 +210,7 @@ class Runner:
 
     def _child(self, arguments: list[str], folder: Path, fault: Fault, at: int, write: int) -> None:
         from drpruning.cli import main
+        from drpruning.comparison import scheduler
 
         code = 99
         try:
@@ -198,6 +218,8 @@ class Runner:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.environ["DRPRUNING_CACHE"] = str(folder / "cache")
+            fork: Any = multiprocessing.get_context("fork")  # has imported torch, and counts
+            scheduler._fork_server = lambda: fork
             self.shim.faults_arm(f"{folder}/".encode(), fault.mode, at, fault.number, int(fault.rest))
             try:
                 code = main(arguments) or 0
@@ -236,15 +258,17 @@ def check(command: Command, place: Path, code: int, log: str, expected: str, fau
         yield "a part of the results has their name"
 
 
-def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, stride: int) -> Outcome:
-    """Run all cases of one command and one fault."""
+def campaign(
+    runner: Runner, command: Command, scratch: Path, corpora: Path, fault: Fault, first: int, stride: int
+) -> Outcome:
+    """Run the cases of one command and one fault: operations ``first``, ``first + stride``, and so on."""
     place = new_place(scratch, corpora)
     code, operations = runner.run(command.arguments(place), place, NO_FAULT, 0)
     expected = checksum(place, command.results)
     if code or not expected:
         raise SystemExit(f"the undisturbed command fails ({code}):\n{runner.log.read_text()}")
     outcome = Outcome(operations)
-    for at in range(1, operations + 1, stride):
+    for at in range(first, operations + 1, stride):
         place = new_place(scratch, corpora)
         code, _ = runner.run(command.arguments(place), place, fault, at)
         outcome.cases += 1
@@ -261,6 +285,7 @@ def campaign(runner: Runner, command: Command, scratch: Path, corpora: Path, fau
         if checksum(place, command.results) != expected:
             wrong.append("other bytes than the undisturbed command")
         outcome.failures += [f"operation {at}: {text}" for text in wrong]
+        print(f"{at}: {code}", *wrong, file=sys.stderr, flush=True)
     return outcome
 
 
@@ -306,6 +331,8 @@ def import_package() -> Path:
     import scipy.optimize  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    import drpruning.comparison.tables
+    import drpruning.comparison.worker
     import drpruning.evaluation.benchmark.build
     import drpruning.export.repair
     import drpruning.prepare.preparation
@@ -329,7 +356,8 @@ def main() -> None:
     parser.add_argument(
         "--faults", nargs="+", default=["kill"], help="kill, short, or error names such as EIO, ENOSPC+"
     )
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th operation")
+    parser.add_argument("--first", type=int, default=1, help="first operation")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th operation from there")
     options = parser.parse_args()
     shim = load_shim()
 
@@ -345,7 +373,9 @@ def main() -> None:
         known = commands(scratch / "source", corpora)
         for chosen in options.commands or known:
             for fault in options.faults:
-                outcome = campaign(runner, known[chosen], scratch, corpora, Fault.parse(fault), options.stride)
+                outcome = campaign(
+                    runner, known[chosen], scratch, corpora, Fault.parse(fault), options.first, options.stride
+                )
                 codes = ", ".join(f"{code}: {count}" for code, count in sorted(outcome.codes.items()))
                 row = f"| {chosen} | {fault} | {outcome.operations} | {outcome.cases} | {codes} "
                 print(f"{row}| {len(outcome.failures)} |", flush=True)

@@ -7,10 +7,11 @@
 
 A chain runs a command in an empty folder and interrupts it, runs it again and interrupts it again, and so on. SIGKILL
 comes at a random file operation (see ``file_faults.py``) or after a random processor time, SIGTERM and SIGUSR1 after a
-random processor time. When the command has finished, the bytes of its results must be those of an undisturbed run.
-The exit codes must be documented ones, no run may print a traceback, and temporary files must be gone. The journal has
-a line for each chain; the next invocation continues with the next seed, and the table counts all lines.
-``docs/reliability.md`` has the results.
+random processor time. A command that starts processes is interrupted after a random time: alone, with these processes,
+or one of them alone; those that are left must end. When the command has finished, the bytes of its results must be
+those of an undisturbed run. The exit codes must be documented ones, no run may print a traceback, and temporary files
+must be gone. The journal has a line for each chain; the next invocation continues with the next seed, and the table
+counts all lines. ``docs/reliability.md`` has the results.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from benches.hardening.file_faults import (
     Runner,
     checksum,
     commands,
+    file_sums,
     import_package,
     load_shim,
     make_source,
@@ -42,11 +45,16 @@ from benches.hardening.file_faults import (
 )
 
 RESUMABLE = 75
+FAILED, WORKER_KILLED = 1, f"killed by signal {signal.SIGKILL}"
+"""Exit code and output of a command that has lost a worker."""
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What an undisturbed run of a command does: file operations, processor seconds, and the sum of its results."""
+    """What an undisturbed run of a command does: file operations, seconds, and the sum of its results.
+
+    The seconds are those of the processor, or for a command with workers those of the clock.
+    """
 
     operations: int
     seconds: float
@@ -85,12 +93,36 @@ def processor_seconds(child: int) -> float:
     return time.clock_gettime((~child << 3) | 2)  # CPUCLOCK_SCHED of clock_getcpuclockid(3)
 
 
-def signal_after(child: int, number: signal.Signals, seconds: float) -> tuple[float, float] | None:
+def signal_after(
+    child: int, number: signal.Signals, seconds: float, _target: str = "alone"
+) -> tuple[float, float] | None:
     """Send a signal when a child has used so much processor time; return both clocks, or None if it ended before."""
     while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if (used := processor_seconds(child)) >= seconds:
             os.kill(child, number)
             return used, time.monotonic()
+        time.sleep(0.001)
+    return None
+
+
+def signal_later(child: int, number: signal.Signals, seconds: float, target: str) -> tuple[float, float] | None:
+    """Send a signal so many seconds from now; return both clocks of the child, or None if it ended before.
+
+    Args:
+        child: Process id of the command.
+        number: The signal.
+        seconds: Time until then.
+        target: ``alone``: the command's process; ``with workers``; or ``worker``: the first one, if there is one.
+    """
+    end = time.monotonic() + seconds
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if time.monotonic() >= end:
+            workers = [int(each) for each in Path(f"/proc/{child}/task/{child}/children").read_text().split()]
+            targets = {"alone": [child], "with workers": [child, *workers], "worker": workers[:1] or [child]}
+            for each in targets[target]:
+                with suppress(ProcessLookupError):  # a worker that has just ended
+                    os.kill(each, number)
+            return processor_seconds(child), time.monotonic()
         time.sleep(0.001)
     return None
 
@@ -119,13 +151,15 @@ class Interrupter:
         self.runner, self.name, self.command, self.scratch, self.corpora = runner, name, command, scratch, corpora
         self.longest, self.share = longest, share
         place = new_place(scratch, corpora)
+        began = time.monotonic()
         child, pipe = runner.start(command.arguments(place), place, NO_FAULT, 0)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        seconds = processor_seconds(child)
+        seconds = time.monotonic() - began if command.workers else processor_seconds(child)
         code, operations = runner.finish(child, pipe)
         if code:
             raise SystemExit(f"the undisturbed command {name} fails ({code}):\n{self.log()}")
         self.whole = Undisturbed(operations, seconds, checksum(place, command.results))
+        self.files = file_sums(place, command.results)
 
     def log(self) -> str:
         """Return the output of the last run."""
@@ -140,9 +174,9 @@ class Interrupter:
             if name == "KILL" and generator.random() < 0.6:
                 at = generator.randint(1, max(int(self.share * self.whole.operations), min(self.whole.operations, 16)))
                 code, _ = self.runner.run(self.command.arguments(place), place, Fault(KILL), at)
-                chain.at_operations += code == -signal.SIGKILL
+                chain.at_operations += code != 0
             else:
-                code = self._after_a_time(chain, place, generator.uniform(0, self.share * self.whole.seconds))
+                code = self._after_a_time(chain, place, generator)
             if code == 0:
                 break
             chain.interruptions += 1
@@ -153,15 +187,18 @@ class Interrupter:
             code, _ = self.runner.run(self.command.arguments(place), place, NO_FAULT, 0)
             if code:
                 chain.failures.append(f"does not finish: exit code {code}: {self.log().strip()[-300:]}")
-        if checksum(place, self.command.results) != self.whole.results:
-            chain.failures.append("other bytes than the undisturbed command")
+        if different := self.files.items() ^ file_sums(place, self.command.results).items():
+            names = ", ".join(sorted({name for name, _ in different}))
+            chain.failures.append(f"other bytes than the undisturbed command: {names}")
         if left := temporary_files(place):
             chain.failures.append(f"left behind: {', '.join(name for name, _ in sorted(left))}")
         return chain
 
-    def _after_a_time(self, chain: Chain, place: Path, seconds: float) -> int:
+    def _after_a_time(self, chain: Chain, place: Path, generator: random.Random) -> int:
+        seconds, number = generator.uniform(0, self.share * self.whole.seconds), signal.Signals[f"SIG{chain.signal}"]
+        target = generator.choice(("alone", "with workers", "worker")) if self.command.workers else "alone"
         child, pipe = self.runner.start(self.command.arguments(place), place, NO_FAULT, 0)
-        sent = signal_after(child, signal.Signals[f"SIG{chain.signal}"], seconds)
+        sent = (signal_later if self.command.workers else signal_after)(child, number, seconds, target)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         used, now = processor_seconds(child), time.monotonic()
         code, _ = self.runner.finish(child, pipe)
@@ -172,7 +209,8 @@ class Interrupter:
     def _wrong(self, chain: Chain, code: int, place: Path) -> list[str]:
         number, log = signal.Signals[f"SIG{chain.signal}"], self.log()
         wrong = [f"traceback: {log.strip().splitlines()[-1][:200]}"] if "Traceback" in log else []
-        if code not in ((-number,) if number == signal.SIGKILL else (-number, RESUMABLE)):
+        allowed = (-number,) if number == signal.SIGKILL else (-number, RESUMABLE)
+        if code not in allowed and not (self.command.workers and code == FAILED and WORKER_KILLED in log):
             wrong.append(f"exit code {code}: {log.strip()[-300:]}")
         if self.command.atomic and checksum(place, self.command.results) not in ("", self.whole.results):
             wrong.append("a part of the results has their name")
@@ -209,7 +247,7 @@ def main() -> None:
         prog="python -m benches.hardening.interruptions", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "commands", nargs="*", help="train, prepare, export, report, teach, 'benchmark build'; default: all"
+        "commands", nargs="*", help="train, compare, prepare, export, report, teach, 'benchmark build'; default: all"
     )
     parser.add_argument("--signals", nargs="+", default=["KILL"], help="KILL, TERM, USR1")
     parser.add_argument("--chains", type=int, default=10, help="of each command and signal, in this invocation")

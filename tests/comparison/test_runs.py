@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,6 +27,7 @@ from drpruning.comparison.tables import make_tables
 from drpruning.config import ContinueConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, ExitCode, StateError
+from drpruning.files import locked
 from drpruning.formatting import flops_in_words
 from drpruning.records import BUDGET, Evaluated, Incident, ModelMeasured, StageEnded
 
@@ -66,6 +68,21 @@ def test_nothing_is_run_twice_and_what_has_failed_is_tried_again(comparison: Com
     )
     assert outcomes == [(each.label, "existing") for each in again.jobs()]
     assert times == {each: (each.folder / "metrics.jsonl").stat().st_mtime_ns for each in times}
+
+
+def test_references_of_an_unfinished_run_are_refused(
+    comparison: Comparison, progress: Outcomes, tmp_path: Path
+) -> None:
+    assert progress[0].failed
+    copied = replace(comparison, folder=tmp_path / "out")
+    shutil.copytree(comparison.folder / "runs" / "scratch", copied.folder / "runs" / "scratch")
+    sheared = job(copied, "sheared")
+    assert copied.references(sheared) == comparison.references(job(comparison, "sheared"))
+    metrics = job(copied, "scratch").folder / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(keepends=True) if '"run_ended"' not in line]
+    metrics.write_text("".join(kept))  # killed before its end, with evaluations of its last stage
+    with pytest.raises(StateError, match="takes reference losses from scratch, seed 17, which is not finished"):
+        copied.references(sheared)
 
 
 def test_runs_on_another_corpus_are_not_put_into_the_same_table(
@@ -248,18 +265,12 @@ def test_primary_endpoints_are_stored_before_the_first_run_only(comparison: Comp
         replace(first, primary=["sum"]).check()
 
 
-def test_a_signal_to_the_process_group_interrupts(recipe_file: Path, tmp_path: Path) -> None:
-    # as schedulers and timeout do, all processes of the command are signalled at once
-    command = [sys.executable, "-m", "drpruning", "compare", str(recipe_file), "--strategies", "constant", "--seeds"]
-    command += [
-        "1",
-        "--set",
-        "continue.steps=100000",
-        "--set",
-        "continue.eval_every=50000",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+@pytest.fixture
+def long_comparison(recipe_file: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a comparison in ``out`` whose only run trains for hours; yield its process when the run has started."""
+    command = [sys.executable, "-m", "drpruning", "compare", str(recipe_file), "--strategies", "constant"]
+    command += ["--seeds", "1", "--set", "continue.steps=100000", "--set", "continue.eval_every=50000"]
+    command += ["--out", str(tmp_path / "out")]
     environment = {**os.environ, "DRPRUNING_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -267,13 +278,28 @@ def test_a_signal_to_the_process_group_interrupts(recipe_file: Path, tmp_path: P
         while '"continue"' not in (metrics.read_text() if metrics.is_file() else ""):
             assert process.poll() is None
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate()
+        yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == ExitCode.RESUMABLE
+
+
+def test_a_signal_to_the_process_group_interrupts(long_comparison: subprocess.Popen[str]) -> None:
+    # as schedulers and timeout do, all processes of the command are signalled at once
+    os.killpg(long_comparison.pid, signal.SIGTERM)
+    _, errors = long_comparison.communicate()
+    assert long_comparison.returncode == ExitCode.RESUMABLE
     assert "[0/1] constant, seed 17: interrupted; can be resumed" in errors
+
+
+def test_the_runs_of_a_killed_comparison_stop_and_are_saved(
+    long_comparison: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    long_comparison.kill()
+    long_comparison.communicate(timeout=300)  # until the fork server has ended, which does so after the runs
+    run = tmp_path / "out" / "runs" / "constant" / "seed-17"
+    with locked(run):
+        assert list(run.glob("checkpoints/*/complete.json"))
 
 
 DISTILLED = """

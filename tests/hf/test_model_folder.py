@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import DiskError
 from drpruning.hf import model_folder
 from drpruning.hf.model_folder import write_model
-from drpruning.hf.models import build_on_meta, load, saved_tensors
+from drpruning.hf.models import build_on_meta, disk_errors, load, saved_tensors
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.extract import rewrite
 from drpruning.pruning.verification import tiny_config
@@ -95,3 +97,11 @@ def test_a_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(DiskError, match=r"cannot write the model .*No space left on device"):
             export(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_cannot_be_written_is_a_disk_error(tmp_path):
+    # tokenizers raises Exception itself for errors of the operating system
+    with pytest.raises(DiskError, match=r"cannot write the model .*os error"), disk_errors(tmp_path):
+        Tokenizer(BPE()).save(str(tmp_path / "missing" / "tokenizer.json"))
+    with pytest.raises(ValueError, match="another"), disk_errors(tmp_path):
+        raise ValueError("another")

@@ -349,7 +349,7 @@ class Comparison:
         references without a method, the unpruned model's losses; for a baseline model, the losses in the tables.
 
         Raises:
-            StateError: The other run has no such losses.
+            StateError: The other run has no such losses, or is not finished and its last losses are not final.
         """
         other = needs(job.method)
         if other is None and not job.method.shift:
@@ -358,6 +358,8 @@ class Comparison:
         source = Job(first, job.seed, self._run_folder(first, job.seed), self.methods[first])
         if source.method.model:
             losses = (read_model(source) or {}).get("losses")
+        elif other and not source.finished:
+            raise StateError(f"the run {job.label} takes reference losses from {source.label}, which is not finished")
         else:
             losses = _last_losses(source.records()) if other else _base_losses(source.records())
         if losses is None:

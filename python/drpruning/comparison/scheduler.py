@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -143,6 +144,7 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, l
     """Run in the process of a run; all output, of C libraries and tracebacks too, goes to ``log``."""
     os.setpgid(0, 0)  # signals to the group reach only the comparison's process, which terminates this one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SCHEDULER_SIGNALS)
+    threading.Thread(target=_stop_with_scheduler, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with create_file(log) as file:
         os.dup2(file.fileno(), 1)
@@ -150,6 +152,17 @@ def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, l
     from drpruning.comparison.worker import work  # noqa: PLC0415 - torch, which a finished comparison does not need
 
     work(recipe, folder, base, model)
+
+
+def _stop_with_scheduler() -> None:
+    """Terminate this process, which then writes a checkpoint, if the comparison's process is killed.
+
+    Otherwise the run would continue, and the same command, which resumes it, would find its folder locked.
+    """
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _outcome(comparison: Comparison, job: Job, exitcode: int | None, *, interrupted: bool) -> tuple[Outcome, str]:

@@ -44,15 +44,21 @@ FLOATS = {name: dtype for name, dtype in DTYPES.items() if dtype.is_floating_poi
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise errors of a full, read-only or forbidden disk as :class:`DiskError`, also those of safetensors.
+    """Raise errors of a full, read-only or forbidden disk as :class:`DiskError`.
+
+    safetensors and tokenizers raise ``SafetensorError`` and ``Exception`` itself for errors of the operating system.
 
     Raises:
         DiskError: A file in ``folder`` cannot be written.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, DrpruningError) or (isinstance(error, OSError) and error.errno not in UNWRITABLE):
+    except Exception as error:
+        if isinstance(error, OSError):
+            unwritable = not isinstance(error, DrpruningError) and error.errno in UNWRITABLE
+        else:
+            unwritable = isinstance(error, SafetensorError) or type(error) is Exception
+        if not unwritable:
             raise
         step = "Free disk space, fix permissions or choose another folder, then rerun."
         raise DiskError(f"cannot write the model {folder}: {error}", step) from error
