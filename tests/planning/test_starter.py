@@ -19,7 +19,7 @@ from drpruning.planning.starter import (
     RIDGE,
     Machine,
     StarterRecipe,
-    natural_ratio,
+    tempered_ratio,
     write_recipe,
 )
 from drpruning.prepare.demo.synthetic import prepare_synthetic
@@ -149,5 +149,5 @@ def test_what_cannot_be_trained_is_refused(corpus: Corpus, tmp_path: Path) -> No
 
 
 def test_shares_of_tiny_domains_stay_above_zero() -> None:
-    ratio = natural_ratio({"web": 10**12, "code": 1, "math": 3})
+    ratio = tempered_ratio({"web": 10**12, "code": 1, "math": 3})
     assert ratio == {"web": 0.9998, "code": 0.0001, "math": 0.0001}

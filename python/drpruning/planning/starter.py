@@ -17,6 +17,7 @@ from drpruning.config import RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.formatting import count
+from drpruning.mixture.static import static_mixture
 from drpruning.planning.cost import Cluster, find_fitting_settings, recipe_costs
 from drpruning.planning.model_shape import ModelShape, OtherShape
 from drpruning.pruning.target import Target, parameter_count
@@ -56,6 +57,8 @@ MASK_DISTILL_WEIGHT = 0.9
 """Weight of the teacher under masks; the next-token loss has the rest."""
 DISTILL_WEIGHTS = 1.0, 0.5
 """Weight of the teacher in the first and the last step after the cut: docs/benchmarks/equal_compute.md."""
+TEMPERATURE = 0.5
+"""Power of the domains' tokens in the reference ratio: docs/benchmarks/mixtures.md."""
 RIDGE = 0.01
 """Ridge of the repair of a one-shot cut."""
 NOT_REPAIRED = {
@@ -135,7 +138,7 @@ def write_recipe(
         "model": model,
         "corpus": corpus.folder,
         "seq_len": seq_len,
-        "ratio": natural_ratio(corpus.tokens()),
+        "ratio": tempered_ratio(corpus.tokens()),
         "rate": f"{rate:.1e}",
         "budget": budget,
         "batch": batch,
@@ -159,14 +162,14 @@ def write_recipe(
     return StarterRecipe(text, config, fits)
 
 
-def natural_ratio(tokens: Mapping[str, int]) -> dict[str, float]:
-    """Return the domains' shares of a corpus, to four digits, at least 0.0001, with a sum of 1.
+def tempered_ratio(tokens: Mapping[str, int]) -> dict[str, float]:
+    """Return the shares of ``temperature:0.5``, to four digits, at least 0.0001, with a sum of 1.
 
-    >>> natural_ratio({"web": 2_000, "code": 1_000})
-    {'web': 0.6667, 'code': 0.3333}
+    >>> tempered_ratio({"web": 9_000, "code": 1_000})
+    {'web': 0.75, 'code': 0.25}
     """
-    total = sum(tokens.values())
-    parts = {domain: max(1, round(10_000 * number / total)) for domain, number in tokens.items()}
+    shares = static_mixture(f"temperature:{TEMPERATURE}", tokens)
+    parts = {domain: max(1, round(10_000 * share)) for domain, share in shares.items()}
     largest = max(parts, key=lambda domain: parts[domain])
     parts[largest] += 10_000 - sum(parts.values())
     return {domain: part / 10_000 for domain, part in parts.items()}
@@ -327,7 +330,7 @@ def _data(values: Mapping[str, Any]) -> str:
         "data:",
         f"  corpus: {_yaml_scalar(values['corpus'])}",
         f"  seq_len: {values['seq_len']}",
-        _line("  reference_ratio:", "the corpus's own shares; change them to what the model is for"),
+        _line("  reference_ratio:", "the corpus's tokens to the power 0.5; change it to what the model is for"),
     ]
     lines += [f"    {_yaml_scalar(domain)}: {share}" for domain, share in values["ratio"].items()]
     return "\n".join(lines)
