@@ -65,6 +65,7 @@ STRATEGIES: dict[str, Strategy] = {
     "cvar": CVaR(),
     "chi_square": ChiSquareDRO(),
     "drpruning": DRPruning(),
+    "drpruning, predictions replace": DRPruning(predictions="replace"),
     "drpruning, rho 0.02": DRPruning(rho=0.02),
     "drpruning, noise 0": DRPruning(noise=0.0),
     "ado": ADO(),

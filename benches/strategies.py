@@ -39,6 +39,7 @@ STRATEGIES: dict[str, Strategy] = {
     "chi_square, rho 1": ChiSquareDRO(rho=1.0),
     "chi_square, rho inf, floor 0": ChiSquareDRO(rho=np.inf, floor=0.0),
     "drpruning": DRPruning(),
+    "drpruning, predictions replace": DRPruning(predictions="replace"),
     "drpruning, ratio_bound 2": DRPruning(ratio_bound=2.0),
     "drpruning, no predictions": DRPruning(predict_after_fraction=1.0),
     "drpruning, delta 0.2, no predictions": DRPruning(delta=0.2, predict_after_fraction=1.0),

@@ -25,7 +25,7 @@ def page(name: str = "page", folder: Path = STUDY) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["study", "mixtures", "masks"])
+@pytest.mark.parametrize("name", ["study", "mixtures", "masks", "equal_compute"])
 def test_the_page_has_the_tables_of_the_committed_results(name: str) -> None:
     module = page()
     text = (module.DOCS / f"{name}.md").read_text(encoding="utf-8")
@@ -39,7 +39,8 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
     assert module.filled(text, numbers) == text, "python benches/study/fidelity.py"
     shipped = choose_methods([], ["fidelity"])
     for name, method in numbers["fidelity"].methods.items():
-        assert shipped[name] == method
+        now = {key: value for key, value in shipped[name].set.items() if key != "mixture.predictions"}  # in the recipe
+        assert shipped[name].model_copy(update={"set": now}) == method
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,8 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
     [
         ("study", "recipe.yaml", str(STUDY / "methods.yaml")),
         ("mixtures-distilled", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
+        ("mixtures-plain", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
+        ("equal-compute-even", "mixtures-recipe.yaml", str(STUDY / "equal-compute.yaml")),
     ],
 )
 def test_the_results_are_of_its_methods_which_fit_its_recipe(
@@ -55,7 +58,8 @@ def test_the_results_are_of_its_methods_which_fit_its_recipe(
     methods = choose_methods([], [methods_file])
     tokens = dict.fromkeys(("cpp", "python", "math", "ml", "stubs", "readme", "licence"), 10**6)
     Comparison(str(STUDY / recipe), [], methods, [17], tmp_path, domain_tokens=tokens).check()
-    assert page().committed(part).methods == methods
+    found = page().committed(part).methods
+    assert found == {name: methods[name] for name in found}
 
 
 @pytest.mark.parametrize("small", [False, True])
