@@ -38,6 +38,14 @@ def test_actions_are_pinned_to_a_commit_and_rights_are_least(path: Path) -> None
         assert ("permissions" in job) == (name == "publish")
 
 
+def test_the_publishing_action_accepts_the_metadata_of_the_wheels() -> None:
+    """Check its version: twine 5.0 of version 1.8 rejects `Metadata-Version: 2.4`, which maturin writes."""
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    version = re.search(r"pypa/gh-action-pypi-publish@[0-9a-f]{40} # v(\d+)\.(\d+)\.\d+", workflow)
+    assert version
+    assert (int(version[1]), int(version[2])) >= (1, 13)
+
+
 def test_rows_and_weights_are_those_of_every_platform(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "smoke_wheel.py")],

@@ -1,8 +1,9 @@
 """The strategies: numbers worked by hand, and what holds for all of them whatever is measured."""
 
+import inspect
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from drpruning.mixture import (
     Strategy,
     worst_fraction,
 )
+from drpruning.mixture.settings import FRACTION, documented, setting
 from drpruning.mixture.strategies.published import published_update
 from drpruning.scaling import LearningRates
 from tests.mixture.observed import DOMAINS, FINAL, RATIO, curve_table, losses, observe, run
@@ -52,6 +54,26 @@ PUBLISHED = ChiSquareDRO(solver="published")
 LIMITS = Bounds(min_share={"web": 0.1}, max_share={"code": 0.4}, max_epochs={"books": 2.0})
 ADAPTIVE = [strategy for strategy in ALL if strategy.name not in ("constant", "schedule", "ado", "odm", "aioli")]
 """Those whose next weights depend on the next held-out losses."""
+
+
+def described() -> None:
+    """The first line.
+
+    The second paragraph.
+    """
+
+
+@pytest.mark.parametrize("docstring", [described.__doc__, inspect.cleandoc(described.__doc__ or "")])
+def test_a_docstring_lists_the_settings_with_and_without_the_indentation_of_the_source(docstring: str) -> None:
+    """From Python 3.13 on, the compiler removes the indentation."""
+
+    @dataclass
+    class Rule:
+        __doc__ = docstring
+        share: float = setting(0.5, "A share.", **FRACTION)
+
+    listed = "The first line.\n\nThe second paragraph.\n\nAttributes:\n    share: A share."
+    assert inspect.getdoc(documented(Rule)) == listed
 
 
 def test_names_lead_to_strategies() -> None:

@@ -6,6 +6,7 @@ the check of a new strategy are derived from the field: its type, its default, i
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import textwrap
@@ -116,9 +117,10 @@ def check_settings(instance: Any) -> None:
 
 def documented(cls: Class) -> Class:
     """Add the descriptions of the declared settings to the docstring of a dataclass."""
-    lines = ["", "", "    Attributes:"]
+    lines = ["", "", "Attributes:"]
     for declared in settings(cls).values():
         text = f"{declared.name}: {declared.description}"
-        lines += textwrap.wrap(text, 112, initial_indent=" " * 8, subsequent_indent=" " * 12)
-    cls.__doc__ = (cls.__doc__ or "").rstrip() + "\n".join(lines) + "\n    "
+        lines += textwrap.wrap(text, 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    # Python 3.11 and 3.12 keep the indentation of the source in a docstring, later versions remove it
+    cls.__doc__ = inspect.cleandoc(cls.__doc__ or "") + "\n".join(lines) + "\n"
     return cls

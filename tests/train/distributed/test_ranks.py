@@ -91,9 +91,7 @@ def test_masks_as_in_the_public_code_are_the_same_in_two_processes(recipe: Recip
     """Among them one clipped norm over sharded weights and whole gates, and noise at the start of the gates."""
     masks = {**presets.PRUNE, "log_alpha_init": 2.0, "gate_learning_rate": 0.1, "multiplier_learning_rate": 0.05}
     stage = {"steps": 4, "eval_every": 2}
-    config = recipe(
-        pretrain=stage, prune={**stage, **masks}, training={"distributed_timeout_s": 60}, **{"continue": stage}
-    )
+    config = recipe(pretrain=stage, prune={**stage, **masks}, **{"continue": stage})
     run_with(1, config, tmp_path / "one")
     run_with(2, config, tmp_path / "two")
     assert_alike(tmp_path / "one", tmp_path / "two")
@@ -109,11 +107,9 @@ def test_a_stage_starts_from_importance_in_two_processes(recipe: Recipe, tmp_pat
         "dtype": "bfloat16",
         "weight_format": "bfloat16+low16",
         "activation_checkpointing": "full",
-        "distributed_timeout_s": 60,
     }
-    config = recipe(
-        pretrain=stage, prune={**stage, "gate_init": "taylor", "repair": 0.01}, training=narrow, **{"continue": stage}
-    )
+    prune = {**stage, "gate_init": "taylor", "repair": 0.01, "calibration": {"tokens": 2048}}
+    config = recipe(pretrain=stage, prune=prune, training=narrow, **{"continue": stage})
     run_with(2, config, tmp_path / "two")
     assert (tmp_path / "two" / "export").is_dir()
 
