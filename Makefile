@@ -94,11 +94,17 @@ study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an ho
 
 AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
 
+LOWER := constant,tempered,drpruning-lower,drpruning-lower-tempered
+
 mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
 	$(AUDIT) --out runs/mixtures-distilled
 	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
-	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain
+	$(AUDIT) --strategies $(LOWER) --out runs/mixtures-lower
+	$(BIN)/python benches/study/page.py mixtures-lower runs/mixtures-lower/results.json
+	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --strategies $(LOWER),drpruning
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
+	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
+	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
 
 fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column
 	$(STUDY) --methods fidelity --out runs/fidelity --seeds 3 --jobs 2
@@ -114,12 +120,17 @@ LARGER += model.architecture.intermediate=384 prune.target.layers=5 prune.target
 LARGER += prune.target.intermediate=288 pretrain.steps=1200 pretrain.learning_rate=3.0e-3 prune.batch_size=16
 LARGER += continue.batch_size=16
 EVEN_ROWS := one-shot-distilled,repaired,repaired-constant,repaired-tempered,repaired-distilled,repaired-distilled-tempered
+EVEN_ROWS := $(EVEN_ROWS),repaired-lower,repaired-lower-tempered,repaired-distilled-lower,repaired-distilled-lower-tempered
+LOWER_ROWS := one-shot-distilled,repaired-distilled,repaired-tempered
+LOWER_ROWS := $(LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 LARGER_ROWS := one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant
 LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
 
 equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
 	$(EQUAL) --seeds 3 --out runs/equal-compute
 	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
+	$(EQUAL) --seeds 3 --out runs/equal-compute-lower --strategies $(LOWER_ROWS)
+	$(BIN)/python benches/study/page.py equal-compute-lower runs/equal-compute-lower/results.json
 	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)

@@ -42,7 +42,9 @@ STUDY: Parts = {
 }
 MIXTURES: Parts = {
     "mixtures-distilled": ("Skewed ratio, with distillation", {"constant": ()}),
+    "mixtures-lower": ("Skewed ratio, with distillation: references that predictions may only lower", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
+    "mixtures-plain-all": ("Skewed ratio, without distillation: all rows, one seed", {"constant": ()}),
 }
 MASKS: Parts = {
     "masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()}),
@@ -53,6 +55,7 @@ MASKS: Parts = {
 }
 EQUAL = {
     "equal-compute": "A base of 0.3 million parameters, trained at the reference ratio",
+    "equal-compute-lower": "The same base: references that predictions may only lower",
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
     "equal-compute-even": "A base of 0.3 million parameters, trained on equal shares",
 }
