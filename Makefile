@@ -101,7 +101,7 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
 	$(AUDIT) --strategies $(LOWER) --out runs/mixtures-lower
 	$(BIN)/python benches/study/page.py mixtures-lower runs/mixtures-lower/results.json
-	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --strategies $(LOWER),drpruning
+	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --strategies $(LOWER),drpruning,searched
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json

@@ -57,7 +57,7 @@ ADAPTIVE = [strategy for strategy in ALL if strategy.name not in ("constant", "s
 
 
 def described() -> None:
-    """The first line.
+    """Return nothing.
 
     The second paragraph.
     """
@@ -65,14 +65,14 @@ def described() -> None:
 
 @pytest.mark.parametrize("docstring", [described.__doc__, inspect.cleandoc(described.__doc__ or "")])
 def test_a_docstring_lists_the_settings_with_and_without_the_indentation_of_the_source(docstring: str) -> None:
-    """From Python 3.13 on, the compiler removes the indentation."""
+    """Check both forms: from Python 3.13 on, the compiler removes the indentation."""
 
     @dataclass
     class Rule:
         __doc__ = docstring
         share: float = setting(0.5, "A share.", **FRACTION)
 
-    listed = "The first line.\n\nThe second paragraph.\n\nAttributes:\n    share: A share."
+    listed = "Return nothing.\n\nThe second paragraph.\n\nAttributes:\n    share: A share."
     assert inspect.getdoc(documented(Rule)) == listed
 
 
