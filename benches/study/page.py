@@ -100,7 +100,7 @@ def section(part: str, *, every: bool = False) -> str:
             summary(table, results.domains, rows) for table, rows in zip(paired, against.values(), strict=True)
         ]
         tables += cost
-    figure = [f"![Worst excess against ratio-weighted mean]({part}.png)\n"] if part in MIXTURES else []
+    figure = [f"![Worst excess against ratio-weighted mean]({part}.png)\n"] if has_figure(part, results) else []
     texts = [f"#### {table.title}\n\n{table_markdown(table)}" for table in tables]
     return "\n".join([f"### {title}\n\n{describe(results)}\n", *figure, *texts])
 
@@ -123,6 +123,11 @@ def with_tables(name: str, page: str) -> str:
     return f"{before}{START}\n\n{sections}\n{END}{rest.split(END)[1]}"
 
 
+def has_figure(part: str, results: Results) -> bool:
+    """Return whether the page has a figure of ``part``: the labels of all rows, with one seed, would overlap."""
+    return part in MIXTURES and len(results.seeds) > 1
+
+
 def draw_trade(part: str) -> None:
     """Draw worst excess against ratio-weighted mean of ``part`` into docs/benchmarks."""
     plot = pareto_of(committed(part), "constant")
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if arguments:
         commit(arguments[0], read_results(Path(arguments[1])))
-        if arguments[0] in MIXTURES:
+        if has_figure(arguments[0], committed(arguments[0])):
             draw_trade(arguments[0])
     for name in PAGES:
         path = DOCS / f"{name}.md"
