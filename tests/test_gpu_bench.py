@@ -366,7 +366,7 @@ def test_a_case_finds_the_packages_of_a_relative_path(
     """Regression: cases run in other folders, where the documented PYTHONPATH=gpu/site led nowhere."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text("print('found')\nraise SystemExit")
+    (tmp_path / "site" / "sitecustomize.py").write_text("import os\nprint('found', flush=True)\nos._exit(0)")
     monkeypatch.setenv("PYTHONPATH", "site")
     result = bench.run_case(bench.cases(PRUNED)[0], tmp_path, tmp_path, 60.0, tiny=True)
     assert result["log"][0] == "found"

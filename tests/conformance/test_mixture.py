@@ -135,7 +135,7 @@ class Predicted(DRPruning):
 @pytest.mark.parametrize("case", golden()["references"], ids=["given", "zero"])
 def test_reference_losses_follow_predictions(case: dict[str, Any]) -> None:
     """Replace the given losses by the first prediction; later ones only lower it; none is above the lowest loss."""
-    strategy, domains = Predicted(), ["0", "1", "2"]
+    strategy, domains = Predicted(predictions="replace"), ["0", "1", "2"]
     given = dict(zip(domains, case["given"], strict=True))
     state = strategy.init(domains, {"0": 0.5, "1": 0.3, "2": 0.2}, reference_loss=given)
     losses, _ = inputs.reference_case()
