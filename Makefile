@@ -95,22 +95,23 @@ study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an ho
 AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
 
 LOWER := constant,tempered,drpruning-lower,drpruning-lower-tempered
+PLAIN := $(LOWER),natural,uniform,sheared,chi_square,drpruning,drpruning-tempered,searched
 
 mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
 	$(AUDIT) --out runs/mixtures-distilled
 	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
-	$(AUDIT) --strategies $(LOWER) --out runs/mixtures-lower
-	$(BIN)/python benches/study/page.py mixtures-lower runs/mixtures-lower/results.json
-	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --strategies $(LOWER),drpruning,searched
+	$(AUDIT) --strategies $(LOWER) --out runs/mixtures-distilled
+	$(BIN)/python benches/study/page.py mixtures-lower runs/mixtures-distilled/results.json
+	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --strategies $(PLAIN)
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
 
 fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column
-	$(STUDY) --methods fidelity --out runs/fidelity --seeds 3 --jobs 2
+	$(STUDY) --methods fidelity --set mixture.predictions=lower --out runs/fidelity --seeds 3 --jobs 2
 	$(BIN)/python benches/study/fidelity.py fidelity runs/fidelity/results.json
 	$(STUDY) --methods fidelity --strategies constant,default,noise-0,noise-2 --seeds 3 --jobs 2 \
-		--set data.reference_ratio=uniform --out runs/fidelity-even
+		--set data.reference_ratio=uniform --set mixture.predictions=lower --out runs/fidelity-even
 	$(BIN)/python benches/study/fidelity.py fidelity-even runs/fidelity-even/results.json
 
 EQUAL := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/equal-compute.yaml --equal flops
@@ -129,8 +130,8 @@ LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
 equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
 	$(EQUAL) --seeds 3 --out runs/equal-compute
 	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
-	$(EQUAL) --seeds 3 --out runs/equal-compute-lower --strategies $(LOWER_ROWS)
-	$(BIN)/python benches/study/page.py equal-compute-lower runs/equal-compute-lower/results.json
+	$(EQUAL) --seeds 3 --out runs/equal-compute --strategies $(LOWER_ROWS)
+	$(BIN)/python benches/study/page.py equal-compute-lower runs/equal-compute/results.json
 	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)

@@ -70,6 +70,7 @@ def test_powers_of_names_are_temperatures() -> None:
     assert raise_ratio("natural", "power:0.5") == "temperature:0.5"
     assert raise_ratio("temperature:0.5", "power:0.5") == "temperature:0.25"
     assert raise_ratio("uniform", "power:2") == "temperature:0"
+    assert raise_ratio("temperature:0.123456789", "power:1") == "temperature:0.123456789"
 
 
 @pytest.mark.parametrize("name", ["power:", "power:-1", "power:inf", "temperature:0.5"])

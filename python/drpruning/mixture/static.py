@@ -103,7 +103,7 @@ def raise_ratio(ratio: Mapping[str, float] | str, name: str) -> dict[str, float]
         rule, value = _parse(ratio)
         if rule != "power" or isinstance(value, Path):
             raise WeightError(f"{name} raises shares, natural, uniform or temperature:A to a power; got {ratio!r}")
-        return f"temperature:{value * power:g}"
+        return f"temperature:{str(value * power).removesuffix('.0')}"
     if not ratio or not all(type(share) in (int, float) and 0 < share < math.inf for share in ratio.values()):
         raise WeightError(f"{name} needs a positive share for each domain; got {dict(ratio)}")
     return _power(ratio, power)

@@ -330,7 +330,9 @@ def _data(values: Mapping[str, Any]) -> str:
         "data:",
         f"  corpus: {_yaml_scalar(values['corpus'])}",
         f"  seq_len: {values['seq_len']}",
-        _line("  reference_ratio:", "the corpus's tokens to the power 0.5; change it to what the model is for"),
+        _line(
+            "  reference_ratio:", f"the corpus's tokens to the power {TEMPERATURE}; change it to what the model is for"
+        ),
     ]
     lines += [f"    {_yaml_scalar(domain)}: {share}" for domain, share in values["ratio"].items()]
     return "\n".join(lines)
