@@ -13,7 +13,7 @@ from drpruning.comparison.methods import Method
 from drpruning.comparison.metrics import WEIGHTED, WORST, RunMetrics
 from drpruning.comparison.pareto import pareto_of, write_pareto
 from drpruning.comparison.tables import make_tables
-from drpruning.report.pareto import MethodPoint, pareto_plot, place_labels, static_front
+from drpruning.report.pareto import MethodPoint, leader_end, pareto_plot, place_labels, static_front
 from tests.comparison.conftest import Sampled
 
 
@@ -57,6 +57,16 @@ def test_names_do_not_cover_each_other_where_there_is_room() -> None:
     for at, (x, y) in enumerate(centres):
         assert 20 <= x <= 280
         assert all(abs(x - p) >= 40 or abs(y - q) >= 10 for p, q in centres[:at])
+
+
+def test_a_line_leads_from_a_mark_to_a_name_that_is_not_next_to_it() -> None:
+    marks = [(100.0 + 4 * at, 100.0) for at in range(6)]
+    centres = place_labels(marks, [60.0] * 6, 10.0, (400, 300))
+    ends = [leader_end(mark, centre, 60.0, 10.0) for mark, centre in zip(marks, centres, strict=True)]
+    assert ends[0] is None
+    led = [(mark, end) for mark, end in zip(marks, ends, strict=True) if end]
+    assert led
+    assert all(10 < math.dist(mark, end) < 60 for mark, end in led)
 
 
 def test_the_page_and_the_files_have_the_figure(sampled: Sampled, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def place_labels(
     centres = []
     for (x, y), width in zip(marks, widths, strict=True):
         options = []
-        for lines in (0.9, 1.8):
+        for lines in (0.9, 1.8, 2.7, 3.6):
             for across, down in SIDES:
                 at = (x + across * (width / 2 + (0.2 if down else 0.7) * height), y + down * lines * height)
                 box = (*at, width, height)
@@ -136,6 +136,21 @@ def place_labels(
         taken.append(chosen)
         centres.append(chosen[:2])
     return centres
+
+
+def leader_end(
+    mark: tuple[float, float], centre: tuple[float, float], width: float, height: float
+) -> tuple[float, float] | None:
+    """Return where a line from ``mark`` meets its label at ``centre``; None if the label is next to the mark.
+
+    >>> leader_end((0.0, 0.0), (30.0, 0.0), 40.0, 10.0), leader_end((0.0, 0.0), (30.0, 25.0), 40.0, 10.0)
+    (None, (10.0, 20.0))
+    """
+    x, y = (
+        min(max(at, middle - size / 2), middle + size / 2)
+        for at, middle, size in zip(mark, centre, (width, height), strict=True)
+    )
+    return (x, y) if math.dist(mark, (x, y)) > height else None
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:

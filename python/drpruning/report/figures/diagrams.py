@@ -13,7 +13,7 @@ from matplotlib.path import Path as Outline
 from drpruning.formatting import shorten
 from drpruning.report.diagrams import SHADES, CellMap, DotPlot
 from drpruning.report.figures.style import ACCENT, COLORS, GRID, INK, MARKERS, MUTED, PAPER, Panel, axes, figure_of
-from drpruning.report.pareto import ParetoPlot, place_labels
+from drpruning.report.pareto import ParetoPlot, leader_end, place_labels
 
 MAP_HEIGHT = 220
 NAME_SIZE = 8
@@ -84,12 +84,21 @@ def draw_pareto(plot: ParetoPlot) -> Panel:
     box = ax.get_window_extent()
     places = ax.transData.transform([(point.x, point.y) for point in plot.points])
     marks = [(float(x - box.x0), float(box.y1 - y)) for x, y in places]
-    names = [shorten(point.name, 20) for point in plot.points]
+    names = [shorten(point.name, 26) for point in plot.points]
     unit = figure.dpi / 72
-    widths = [0.62 * NAME_SIZE * unit * len(name) for name in names]
-    centres = place_labels(marks, widths, 1.2 * NAME_SIZE * unit, (box.width, box.height))
-    for (x, y), name in zip(centres, names, strict=True):
+    widths, height = [0.62 * NAME_SIZE * unit * len(name) for name in names], 1.2 * NAME_SIZE * unit
+    centres = place_labels(marks, widths, height, (box.width, box.height))
+    for mark, (x, y), width, name in zip(marks, centres, widths, names, strict=True):
         at = (x / box.width, 1 - y / box.height)
+        if end := leader_end(mark, (x, y), width, height):
+            across, down = zip(mark, end, strict=True)
+            ax.plot(
+                [x / box.width for x in across],
+                [1 - y / box.height for y in down],
+                color=INK,
+                linewidth=0.6,
+                transform=ax.transAxes,
+            )
         ax.annotate(
             name,
             at,

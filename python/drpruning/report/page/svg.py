@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from drpruning.formatting import printable, shorten
 from drpruning.report.diagrams import ACCENT, GRID, INK, MUTED, SHADES, CellMap, DotPlot, Dots
-from drpruning.report.pareto import ParetoPlot, place_labels
+from drpruning.report.pareto import ParetoPlot, leader_end, place_labels
 
 WIDTH = 430  # units of the view box; the page scales drawings to the width of their column
 FONT, SMALL = 10, 8.5
@@ -152,10 +152,15 @@ def pareto_svg(plot: ParetoPlot) -> Markup:
         dashes = Markup('<path d="{}" style="fill:none;stroke:{};stroke-width:1.2;stroke-dasharray:4 3"/>')
         parts.append(dashes.format(outline, INK))
     marks = [(x_of(point.x), y_of(point.y)) for point in plot.points]
-    names = [shorten(point.name, 20) for point in plot.points]
-    widths = [LETTER * SMALL * len(name) for name in names]
+    names = [shorten(point.name, 26) for point in plot.points]
+    widths, height = [LETTER * SMALL * len(name) for name in names], SMALL * 1.15
+    inside = [(x - PARETO_LEFT, y) for x, y in marks]  # of the axes
+    centres = [(x + PARETO_LEFT, y) for x, y in place_labels(inside, widths, height, (right - PARETO_LEFT, bottom))]
+    for mark, centre, width in zip(marks, centres, widths, strict=True):
+        if tip := leader_end(mark, centre, width, height):
+            parts.append(_line(*mark, *tip, INK, 0.6))
     parts += [_mark(point.key.shape, *mark, point.key.color) for point, mark in zip(plot.points, marks, strict=True)]
-    for (x, y), name in zip(place_labels(marks, widths, SMALL * 1.15, (right, bottom)), names, strict=True):
+    for (x, y), name in zip(centres, names, strict=True):
         halo = f"{INK};paint-order:stroke;stroke:var(--paper);stroke-width:2.5px"
         parts.append(_text(x, y + 3, name, halo, size=SMALL))
     parts.append(_text((PARETO_LEFT + right) / 2, PARETO_HEIGHT - 8, plot.x_axis, MUTED))
