@@ -45,6 +45,8 @@ MIXTURES: Parts = {
     "mixtures-lower": ("Skewed ratio, with distillation: references that predictions may only lower", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
     "mixtures-plain-all": ("Skewed ratio, without distillation: all rows, one seed", {"constant": ()}),
+    "mixtures-larger": ("A base of 1.4 million parameters, without distillation", {"constant": ()}),
+    "mixtures-other": ("Other text, another ratio, without distillation", {"constant": ()}),
 }
 MASKS: Parts = {
     "masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()}),
@@ -63,9 +65,16 @@ EQUAL_COMPUTE: Parts = {
     part: (title, {"one-shot-distilled": (), "repaired-distilled": ("sheared", "published", "activation-distilled")})
     for part, title in EQUAL.items()
 }
+QUICKSTART: Parts = {"quickstart": ("More seeds and rows", {"constant": ()})}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
-PAGES = {"study": STUDY, "mixtures": MIXTURES, "masks": MASKS, "equal_compute": EQUAL_COMPUTE}
-"""The parts of each page in docs/benchmarks; a part without committed results is left out."""
+PAGES = {
+    "study": STUDY,
+    "mixtures": MIXTURES,
+    "masks": MASKS,
+    "equal_compute": EQUAL_COMPUTE,
+    "../tutorials/quickstart": QUICKSTART,
+}
+"""The parts of each page, by its place from docs/benchmarks; a part without committed results is left out."""
 
 
 def path_of(part: str) -> Path:
@@ -89,7 +98,7 @@ def section(part: str, *, every: bool = False) -> str:
 
     The page shows excess losses, and paired differences of the summary columns.
     """
-    title, against = (STUDY | MIXTURES | MASKS | EQUAL_COMPUTE | CUTS)[part]
+    title, against = (STUDY | MIXTURES | MASKS | EQUAL_COMPUTE | QUICKSTART | CUTS)[part]
     results = committed(part)
     tables = make_tables(results, list(against))
     if not every:

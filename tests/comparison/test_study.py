@@ -25,7 +25,7 @@ def page(name: str = "page", folder: Path = STUDY) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["study", "mixtures", "masks", "equal_compute"])
+@pytest.mark.parametrize("name", ["study", "mixtures", "masks", "equal_compute", "../tutorials/quickstart"])
 def test_the_page_has_the_tables_of_the_committed_results(name: str) -> None:
     module = page()
     text = (module.DOCS / f"{name}.md").read_text(encoding="utf-8")
@@ -50,6 +50,7 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
         ("mixtures-distilled", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
         ("mixtures-plain", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
         ("equal-compute-even", "mixtures-recipe.yaml", str(STUDY / "equal-compute.yaml")),
+        ("quickstart", "quickstart", str(STUDY / "quickstart.yaml")),
     ],
 )
 def test_the_results_are_of_its_methods_which_fit_its_recipe(
@@ -57,7 +58,8 @@ def test_the_results_are_of_its_methods_which_fit_its_recipe(
 ) -> None:
     methods = choose_methods([], [methods_file])
     tokens = dict.fromkeys(("cpp", "python", "math", "ml", "stubs", "readme", "licence"), 10**6)
-    Comparison(str(STUDY / recipe), [], methods, [17], tmp_path, domain_tokens=tokens).check()
+    source = str(STUDY / recipe) if recipe.endswith(".yaml") else recipe
+    Comparison(source, [], methods, [17], tmp_path, domain_tokens=tokens).check()
     found = page().committed(part).methods
     assert found == {name: methods[name] for name in found}
 

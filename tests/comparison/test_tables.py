@@ -153,7 +153,7 @@ def test_the_verdict_is_on_the_declared_endpoints_and_names_the_best_of_several(
     several = results.model_copy(update=update)
     found = results_verdict(several, ["constant"], RunMetrics(several))
     assert re.fullmatch(
-        r"moving is ahead of constant in the domain web: −0\.\d{3} \[.*\] nats per token; methods ahead in all: 2\.",
+        r"moving is ahead of constant in the domain web: −0\.\d{3} \[.*\] nats per token; 2 methods are ahead of it\.",
         found,
     )
     nearest = results_verdict(several, ["moving"], RunMetrics(several))

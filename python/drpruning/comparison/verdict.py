@@ -37,7 +37,7 @@ def verdict(metrics: RunMetrics, endpoints: Sequence[str], other: str) -> str:
         behind = [method for method in differences if (name, method) in clear and differences[method].value > 0]
         nearest = min(differences, key=lambda method: differences[method].value, default="")
         if ahead:
-            more = f"; methods ahead in all: {len(ahead)}" if len(ahead) > 1 else ""
+            more = f"; {len(ahead)} methods are ahead of it" if len(ahead) > 1 else ""
             sentences.append(
                 f"{nearest} is ahead of {other} in {_noun(name)}: {_interval(differences[nearest])}{more}."
             )
