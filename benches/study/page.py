@@ -65,6 +65,10 @@ EQUAL_COMPUTE: Parts = {
     part: (title, {"one-shot-distilled": (), "repaired-distilled": ("sheared", "published", "activation-distilled")})
     for part, title in EQUAL.items()
 }
+EQUAL_COMPUTE["equal-compute-lower"] = (
+    EQUAL["equal-compute-lower"],
+    {"one-shot-distilled": (), "repaired-tempered": ()},
+)
 QUICKSTART: Parts = {"quickstart": ("More seeds and rows", {"constant": ()})}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {
