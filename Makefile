@@ -95,6 +95,9 @@ study: $(VENV)/.installed  ## the experiments of docs/benchmarks/study.md: an ho
 AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures.yaml --seeds 5
 
 LOWER := constant,tempered,drpruning-lower,drpruning-lower-tempered
+MORE := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures-more.yaml
+MORE += --set continue.distill=null --strategies $(LOWER) --seeds 3
+OTHER := {rust: 0.55, javascript: 0.2, vim: 0.12, perl: 0.09, markdown: 0.04}
 PLAIN := $(LOWER),natural,uniform,sheared,chi_square,drpruning,drpruning-tempered,searched
 
 mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
@@ -106,6 +109,20 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
+	$(MAKE) runs/other-corpus
+	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --out runs/mixtures-other
+	$(BIN)/python benches/study/page.py mixtures-other runs/mixtures-other/results.json
+
+# Text of crates (fetched by a build), npm, Vim and Perl, where they are installed: other versions give other figures.
+CRATES := $(HOME)/.cargo/registry/src/*
+runs/other-corpus: $(VENV)/.installed  # the text of the last table of docs/benchmarks/mixtures.md
+	$(BIN)/drpruning prepare runs/demo-corpus --demo
+	$(BIN)/drpruning prepare $@ --tokenizer runs/demo-corpus/tokenizer \
+		--holdout 0.2 --near-duplicates --max-errors 50 \
+		--text-suffix .rs --text-suffix .js --text-suffix .vim --text-suffix .pm \
+		--domain 'rust=$(CRATES)/[p-s]*/src/**/*.rs' --domain 'markdown=$(CRATES)/*/*.md' \
+		--domain 'javascript=/usr/lib/node_modules/**/*.js' --domain 'vim=/usr/share/vim/vim*/**/*.vim' \
+		--domain 'perl=/usr/share/perl/*/**/*.pm'
 
 fidelity: $(VENV)/.installed  ## the runs of docs/fidelity.md: half an hour of two cores; fills in its last column
 	$(STUDY) --methods fidelity --set mixture.predictions=lower --out runs/fidelity --seeds 3 --jobs 2

@@ -49,6 +49,7 @@ def test_the_page_of_fidelity_has_the_committed_numbers() -> None:
         ("study", "recipe.yaml", str(STUDY / "methods.yaml")),
         ("mixtures-distilled", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
         ("mixtures-plain", "mixtures-recipe.yaml", str(STUDY / "mixtures.yaml")),
+        ("mixtures-other", "mixtures-recipe.yaml", str(STUDY / "mixtures-more.yaml")),
         ("equal-compute-even", "mixtures-recipe.yaml", str(STUDY / "equal-compute.yaml")),
         ("quickstart", "quickstart", str(STUDY / "quickstart.yaml")),
     ],
