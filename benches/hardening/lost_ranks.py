@@ -45,7 +45,12 @@ class Ranks:
         """Fork the ranks of the run of a folder; return their process ids and pipes."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        settings = (*TRAIN, f"training.distributed_timeout_s={self.timeout:g}", "training.threads=1")
+        settings = (
+            *TRAIN,
+            *(f"{stage}.batch_size={len(self.runners)}" for stage in ("pretrain", "prune", "continue")),
+            f"training.distributed_timeout_s={self.timeout:g}",
+            "training.threads=1",
+        )
         words = [word for setting in settings for word in ("--set", setting)]
         started = []
         for rank, runner in enumerate(self.runners):

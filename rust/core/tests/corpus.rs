@@ -5,10 +5,13 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use drpruning_core::formats::megatron::{Index, read_index, verify};
-use drpruning_core::{Corpus, Domain, Dtype, Error, Pick, Shard};
+use drpruning_core::{
+    Corpus, Domain, Dtype, Error, Pick, Shard, ShardRequest, ends_sha256, open_shards,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -92,6 +95,56 @@ fn more_shards_than_stay_open_are_read() {
     for _ in 0..2 {
         assert!(row(&corpus, 0, 1200).unwrap().into_iter().eq(0..1200));
     }
+}
+
+/// More shards than stay open, so that threads replace each other's files; run it under ThreadSanitizer.
+#[test]
+fn threads_open_and_read_one_corpus() {
+    let folder = TempDir::new().unwrap();
+    let cache: Arc<Path> = folder.path().join("cache").into();
+    drop(counting(&folder, &[20; 300]));
+    let request = |number| {
+        ShardRequest::Bin(
+            folder.path().join(format!("{number}.bin")),
+            Some(Dtype::U16),
+        )
+    };
+    let shards = open_shards((0..300).map(request).collect(), &cache).unwrap();
+    let sums = ends_sha256(&shards).unwrap();
+    assert!(
+        shards
+            .iter()
+            .zip(&sums)
+            .all(|(shard, sum)| shard.ends_sha256().unwrap() == *sum)
+    );
+    let corpus = Corpus::new(vec![Domain::new("d".into(), shards).unwrap()], None);
+    let picks: Vec<Pick> = (0..200)
+        .map(|number| Pick {
+            domain: 0,
+            row: number * 83 % 200,
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for threads in 1..4 {
+            let (corpus, picks) = (&corpus, &picks);
+            scope.spawn(move || {
+                let mut out = vec![-1i64; 200 * 30];
+                corpus.gather_on(threads, picks, 30, &mut out).unwrap();
+                let expected = picks
+                    .iter()
+                    .flat_map(|pick| pick.row as i64 * 30..(pick.row as i64 + 1) * 30);
+                assert!(out.into_iter().eq(expected), "{threads} threads");
+            });
+        }
+    });
+    std::fs::remove_file(folder.path().join("150.bin")).unwrap();
+    let requests = (0..300).map(request).collect();
+    assert!(
+        open_shards(requests, &cache)
+            .unwrap_err()
+            .to_string()
+            .contains("150.bin")
+    );
 }
 
 #[test]

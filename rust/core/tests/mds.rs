@@ -80,6 +80,25 @@ fn golden_shards_are_read() {
     }
 }
 
+/// Threads that open one shard write one copy of it; run it under ThreadSanitizer.
+#[test]
+fn threads_share_a_copy() {
+    let folder = TempDir::new().unwrap();
+    let cache: Arc<Path> = folder.path().join("cache").into();
+    let (name, entry) = cases().pop().unwrap();
+    let path = copy(&folder, name);
+    let found = std::thread::scope(|scope| {
+        let threads = [(); 6].map(|()| scope.spawn(|| read(&path, &entry, &cache).unwrap()));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert!(
+        found
+            .iter()
+            .all(|tokens| tokens.len() == 362 && *tokens == found[0])
+    );
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+}
+
 /// Every byte of the head and of the first sample, with every value: an error, or the same tokens except those of the
 /// changed bytes.
 #[test]
