@@ -97,7 +97,7 @@ fn more_shards_than_stay_open_are_read() {
     }
 }
 
-/// More shards than stay open, so that threads replace each other's files; run it under ThreadSanitizer.
+/// More shards than stay open, so that threads replace each other's files; also for `-Zsanitizer=thread`.
 #[test]
 fn threads_open_and_read_one_corpus() {
     let folder = TempDir::new().unwrap();
@@ -137,6 +137,7 @@ fn threads_open_and_read_one_corpus() {
             });
         }
     });
+    drop(corpus);
     std::fs::remove_file(folder.path().join("150.bin")).unwrap();
     let requests = (0..300).map(request).collect();
     assert!(

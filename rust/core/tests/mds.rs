@@ -80,7 +80,7 @@ fn golden_shards_are_read() {
     }
 }
 
-/// Threads that open one shard write one copy of it; run it under ThreadSanitizer.
+/// Threads that open one shard write one copy of it; also for `-Zsanitizer=thread`.
 #[test]
 fn threads_share_a_copy() {
     let folder = TempDir::new().unwrap();
