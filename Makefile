@@ -115,7 +115,7 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 
 # Text of crates (fetched by a build), npm, Vim and Perl, where they are installed: other versions give other figures.
 CRATES := $(HOME)/.cargo/registry/src/*
-runs/other-corpus: $(VENV)/.installed  # the text of the last table of docs/benchmarks/mixtures.md
+runs/other-corpus: $(VENV)/.installed  # text of mixtures-other
 	$(BIN)/drpruning prepare runs/demo-corpus --demo
 	$(BIN)/drpruning prepare $@ --tokenizer runs/demo-corpus/tokenizer \
 		--holdout 0.2 --near-duplicates --max-errors 50 \

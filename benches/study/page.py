@@ -45,7 +45,6 @@ MIXTURES: Parts = {
     "mixtures-lower": ("Skewed ratio, with distillation: references that predictions may only lower", {"constant": ()}),
     "mixtures-plain": ("Skewed ratio, without distillation", {"constant": ()}),
     "mixtures-plain-all": ("Skewed ratio, without distillation: all rows, one seed", {"constant": ()}),
-    "mixtures-larger": ("A base of 1.4 million parameters, without distillation", {"constant": ()}),
     "mixtures-other": ("Other text, another ratio, without distillation", {"constant": ()}),
 }
 MASKS: Parts = {
@@ -69,7 +68,7 @@ EQUAL_COMPUTE["equal-compute-lower"] = (
     EQUAL["equal-compute-lower"],
     {"one-shot-distilled": (), "repaired-tempered": ()},
 )
-QUICKSTART: Parts = {"quickstart": ("More seeds and rows", {"constant": ()})}
+QUICKSTART: Parts = {"quickstart": ("Methods compared", {"constant": ()})}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {
     "study": STUDY,
