@@ -50,7 +50,7 @@ importlib.machinery.PathFinder.find_spec = lambda name, *rest: None if name in a
 if windows:
     import os, signal, subprocess, tempfile
     for module, names in ((os, UNIX), (signal, ("SIGUSR1", "SIGKILL", "SIGHUP"))):
-        for name in names:
+        for name in set(names) & vars(module).keys():  # Windows itself has none of them
             delattr(module, name)
     sys.modules.pop("fcntl", None)
 from drpruning.__main__ import main
