@@ -96,7 +96,7 @@ AUDIT := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods b
 
 LOWER := constant,tempered,drpruning-lower,drpruning-lower-tempered
 MORE := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures-more.yaml
-MORE += --set continue.distill=null --strategies $(LOWER) --seeds 3
+MORE += --set continue.distill=null --seeds 3
 OTHER := {rust: 0.55, javascript: 0.2, vim: 0.12, perl: 0.09, markdown: 0.04}
 PLAIN := $(LOWER),natural,uniform,sheared,chi_square,drpruning,drpruning-tempered,searched
 
@@ -109,8 +109,14 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
+	$(MORE) $(LARGER:%=--set %) --strategies $(LOWER),uniform --out runs/mixtures-larger
+	$(BIN)/python benches/study/page.py mixtures-larger runs/mixtures-larger/results.json
+	$(MORE) --set continue.steps=1600 --set continue.eval_every=64 --strategies $(LOWER),uniform,unimax \
+		--out runs/mixtures-repeat
+	$(BIN)/python benches/study/page.py mixtures-repeat runs/mixtures-repeat/results.json
 	$(MAKE) runs/other-corpus
-	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --out runs/mixtures-other
+	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --strategies $(LOWER) \
+		--out runs/mixtures-other
 	$(BIN)/python benches/study/page.py mixtures-other runs/mixtures-other/results.json
 
 # Text of crates (fetched by a build), npm, Vim and Perl, where they are installed: other versions give other figures.
