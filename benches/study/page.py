@@ -62,14 +62,22 @@ EQUAL = {
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
     "equal-compute-even": "A base of 0.3 million parameters, trained on equal shares",
 }
-EQUAL_COMPUTE: Parts = {
-    part: (title, {"one-shot-distilled": (), "repaired-distilled": ("sheared", "published", "activation-distilled")})
-    for part, title in EQUAL.items()
+OTHERS = {
+    "repaired-constant": ("repaired-tempered",),
+    "repaired-distilled": ("sheared", "published", "activation-distilled"),
 }
-EQUAL_COMPUTE["equal-compute-lower"] = (
-    EQUAL["equal-compute-lower"],
-    {"one-shot-distilled": (), "repaired-tempered": ()},
-)
+LOWER = {
+    "repaired": ("repaired-lower",),
+    "repaired-tempered": ("repaired-lower-tempered", "repaired-distilled-lower-tempered"),
+    "repaired-distilled": ("repaired-distilled-lower",),
+}
+EQUAL_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "equal-compute": OTHERS,
+    "equal-compute-lower": {"repaired-tempered": ()},
+    "equal-compute-larger": OTHERS,
+    "equal-compute-even": LOWER,
+}
+EQUAL_COMPUTE: Parts = {part: (title, {"one-shot-distilled": (), **EQUAL_ROWS[part]}) for part, title in EQUAL.items()}
 QUICKSTART: Parts = {"quickstart": ("Methods compared", {"constant": ()})}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {
