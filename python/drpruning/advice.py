@@ -127,6 +127,11 @@ class Advice:
                 f"{strategy.name} needs {needed}; a table has held-out losses of evaluations",
                 f"Choose another strategy, or call drpruning.mixture.{type(strategy).__name__} in the training loop.",
             )
+        if strategy.bounds.max_epochs is not None:
+            raise ConfigError(
+                "max_epochs needs the tokens that training took from each domain; a table has losses alone",
+                "Bound the shares with max_share, or call the strategy in the training loop, where they are known.",
+            )
         return cls(
             strategy=strategy.name,
             settings=settings_of(strategy),

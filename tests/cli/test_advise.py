@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drpruning import Constant, DRPruning, parse_learning_rates, read_losses
 from drpruning.cli import group, main
-from drpruning.errors import ConfigError, DrpruningError
+from drpruning.errors import ConfigError, DrpruningError, StateError
 from tests.conftest import MakeCorpus
 from tests.loss_table.test_run import run_folder
 
@@ -269,6 +269,25 @@ def test_the_ratio_from_a_static_mixture(tmp_path: Path, make_corpus: MakeCorpus
         with pytest.raises(DrpruningError, match=message) as refused:
             run(file, *words)
         assert refused.value.next_step is not None
+
+
+def test_a_schedule_continues_from_its_state(tmp_path: Path, losses: Path) -> None:
+    plan, state = tmp_path / "plan.yaml", tmp_path / "state.json"
+    stage = [{"at": 0, "weights": {"web": 0.8, "code": 0.2, "books": 0.0}}]
+    stage += [{"at": 1500, "weights": {"web": 0.5, "code": 0.3, "books": 0.2}}]
+    text = json.dumps({"unit": "tokens", "stages": {"continue": stage}})
+    plan.write_text(text)
+    words = (losses, "--ratio", RATIO, "--strategy", "schedule", "--set", f"schedule={plan}", "--state", state)
+    first = as_json(*words, "--final-step", 4000)
+    assert as_json(*words)["weights"] == first["weights"] == {"web": 0.5, "code": 0.3, "books": 0.2}
+    plan.write_text(text.replace("1500", "1400"))
+    with pytest.raises(StateError, match="created with --set schedule of other mixtures"):
+        run(*words)
+
+
+def test_epochs_cannot_be_bounded_from_losses_alone(losses: Path) -> None:
+    with pytest.raises(ConfigError, match="max_epochs needs the tokens"):
+        run(losses, "--ratio", RATIO, "--final-step", 4000, "--set", "max_epochs=4")
 
 
 def test_more_domains_than_a_file_name_has_room_for(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def _check_same(known: Advice, request: AdviceRequest, ratio: dict[str, float] |
         StateError: An option differs.
     """
     from drpruning.errors import StateError
-    from drpruning.mixture import build, settings_of
+    from drpruning.mixture import Schedule, build, settings_of
 
     names = parse_settings(request.settings)
     settings = settings_of(build(request.strategy or known.strategy, names))
@@ -314,6 +314,9 @@ def _check_same(known: Advice, request: AdviceRequest, ratio: dict[str, float] |
     if request.strategy not in (None, known.strategy):
         changes.append(("--strategy", known.strategy, request.strategy))
     else:
+        file = names.pop(Schedule.name, None)  # the settings have its content
+        if file is not None and any(known.settings[name] != settings[name] for name in ("stages", "unit")):
+            changes.append(("--set schedule", "of other mixtures", file))
         changes += [
             (f"--set {name}", known.settings.get(name), settings[name])
             for name in names
