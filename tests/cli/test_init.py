@@ -44,12 +44,19 @@ def test_a_recipe_of_init_trains(given: Path, capsys: pytest.CaptureFixture[str]
     assert pruned.config.hidden_size == config.pruning.target.hidden
 
 
+def test_without_tokens_a_small_corpus_is_read_twice(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init", "big", "--params", "100k", "--corpus", "text"])
+    assert capsys.readouterr().out
+    assert ", 2.0 passes over the corpus" in (given / "big-to-100k.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["missing", "--params", "1M", "--corpus", "text"], "no model 'missing'"),
         (["big", "--params", "100k", "--corpus", "nowhere"], "nowhere holds no corpus.json"),
         (["big", "--params", "1B", "--corpus", "text"], "no shape of the source"),
+        (["big", "--params", "100k", "--corpus", "text", "--tokens", "1B"], "more than 4 passes over the corpus"),
         (["big", "--params", "100k", "--corpus", "text", "--gpus", "9xABACUS"], "unknown accelerator"),
         (["big", "--params", "100k", "--corpus", "text", "--out", "big/config.json"], "exists already"),
     ],

@@ -92,12 +92,14 @@ def init(
     path = out or Path(f"{name}.yaml")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "Choose another file with --out, or replace it with --force.")
-    from drpruning.planning.starter import write_recipe  # the rest loads torch
+    from drpruning.planning.starter import check_passes, write_recipe  # the rest loads torch
     from drpruning.prepare.recipe_corpus import open_folder
     from drpruning.progress import long_task
     from drpruning.train.preflight import check_recipe
 
     opened = open_folder(corpus)
+    if tokens is not None:
+        check_passes(tokens, opened)
     machine = _machine(gpus)
     with long_task(f"simulating the memory of each stage on {gpus}") if gpus else nullcontext():
         written = write_recipe(model, source, target, opened, machine, name=name, tokens=tokens)

@@ -28,6 +28,9 @@ TOKENS_PER_PARAMETER = 20
 2022). A pruned model needs fewer for the same loss, and gains from more."""
 CPU_TOKENS = 2_000_000
 """Default of the training tokens on a CPU: a trial of the whole way, not a good model."""
+MAX_EPOCHS, DEFAULT_EPOCHS = 4, 2
+"""Most passes over a domain's text (repeated text up to there is nearly as good as new, Muennighoff et al. 2023), and
+most passes over the corpus by default, so that the mixture has room to repeat some domains more than others."""
 UPDATES = 4000
 """Optimizer steps that the batch is chosen for."""
 BATCH_TOKENS = 2**12, 2**20
@@ -118,13 +121,15 @@ def write_recipe(
         machine: Device, processes and memory.
         name: Name of the recipe.
         tokens: Training tokens of all stages. Default: :data:`TOKENS_PER_PARAMETER` for each parameter of the result on
-            a GPU, :data:`CPU_TOKENS` on a CPU.
+            a GPU, :data:`CPU_TOKENS` on a CPU; at most :data:`DEFAULT_EPOCHS` passes over the corpus.
 
     Raises:
         ConfigError: The corpus holds out less than a row of some domain, or the tokens are fewer than one batch.
     """
     parameters = _parameters(source, target)
-    budget = tokens or (CPU_TOKENS if machine.device == "cpu" else TOKENS_PER_PARAMETER * parameters)
+    text_tokens = sum(corpus.tokens().values())
+    wanted = CPU_TOKENS if machine.device == "cpu" else TOKENS_PER_PARAMETER * parameters
+    budget = tokens or min(wanted, DEFAULT_EPOCHS * text_tokens)
     seq_len = _seq_len(corpus, source, machine.device)
     batch = _batch_rows(budget, seq_len, machine.ranks)
     if budget < batch * seq_len:
@@ -141,6 +146,7 @@ def write_recipe(
         "ratio": tempered_ratio(corpus.tokens()),
         "rate": f"{rate:.1e}",
         "budget": budget,
+        "epochs": budget / text_tokens,
         "batch": batch,
         "machine": machine,
         "source": source,
@@ -160,6 +166,21 @@ def write_recipe(
             text = _render({**values, "training": training | found})
             config = parse_recipe(yaml.safe_load(text))
     return StarterRecipe(text, config, fits)
+
+
+def check_passes(tokens: float, corpus: Corpus) -> None:
+    """Raise ConfigError if a recipe could not train on so many tokens within :data:`MAX_EPOCHS` passes of each domain.
+
+    Args:
+        tokens: Training tokens of the recipe.
+        corpus: Its text.
+    """
+    text_tokens = sum(corpus.tokens().values())
+    if tokens > MAX_EPOCHS * text_tokens:
+        raise ConfigError(
+            f"{count(tokens)} tokens are more than {MAX_EPOCHS} passes over the corpus, which has {count(text_tokens)}",
+            f"Add text, or give at most --tokens {MAX_EPOCHS * text_tokens}.",
+        )
 
 
 def tempered_ratio(tokens: Mapping[str, int]) -> dict[str, float]:
@@ -288,7 +309,8 @@ def _head(values: Mapping[str, Any]) -> str:
     what = "trained further in its shape" if values["target"] is None else f"pruned to {size} parameters"
     return "\n".join(
         [
-            f"# {_yaml_scalar(values['model'])} {what}, on {count(values['budget'])} tokens",
+            f"# {_yaml_scalar(values['model'])} {what}, on {count(values['budget'])} tokens"
+            + (f", {values['epochs']:.1f} passes over the corpus" if values["epochs"] > 1 else ""),
             "#",
             "# Written by `drpruning init`: a first recipe, to run and to change. docs/choosing.md explains",
             "# the settings, docs/recipe.md lists all.",
@@ -391,6 +413,6 @@ def _mixture(values: Mapping[str, Any]) -> str:
             "mixture:",
             _line("  strategy: drpruning", "static ones can be as good: drpruning compare RECIPE --methods static"),
             _line("  reference_loss: base", f"excess loss is measured against {measured}"),
-            _line("  max_epochs: 4", "no domain is repeated more often in a stage"),
+            _line(f"  max_epochs: {MAX_EPOCHS}", "no domain is repeated more often in a stage"),
         ]
     )
