@@ -128,8 +128,8 @@ def write_recipe(
     """
     parameters = _parameters(source, target)
     text_tokens = sum(corpus.tokens().values())
-    wanted = CPU_TOKENS if machine.device == "cpu" else TOKENS_PER_PARAMETER * parameters
-    budget = tokens or min(wanted, DEFAULT_EPOCHS * text_tokens)
+    usual = CPU_TOKENS if machine.device == "cpu" else TOKENS_PER_PARAMETER * parameters
+    budget = tokens or min(usual, DEFAULT_EPOCHS * text_tokens)
     seq_len = _seq_len(corpus, source, machine.device)
     batch = _batch_rows(budget, seq_len, machine.ranks)
     if budget < batch * seq_len:
