@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import yaml
 
 from drpruning.cli import main
 from drpruning.recipes import load_recipe
+from drpruning.swarm import read_swarm
 
 DOMAINS = ("web", "code", "math")
+PRIOR = ("--prior", "web=0.8,code=0.2")
+TOKENS = ("--domain-tokens", "web=1B,code=1B")
 
 
 @pytest.fixture
@@ -113,12 +118,75 @@ def test_a_design_is_a_swarm_without_losses(tmp_path: Path, capsys: pytest.Captu
     assert "read 0.05 of each domain's text" in err
 
 
+def test_a_design_keeps_bounds_and_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ['web, "clean"', "code"]
+    (tmp_path / "prior.json").write_text(json.dumps(dict(zip(names, [0.8, 0.2], strict=True))))
+    (tmp_path / "least.json").write_text(json.dumps({names[0]: 0.5}))
+    out = run(
+        capsys, "--design", 8, "--prior", tmp_path / "prior.json", "--max-share", "code=0.3333337",
+        "--min-share", tmp_path / "least.json",
+    )  # fmt: skip
+    head, *rows = csv.reader(io.StringIO(out))
+    assert head == ["run", *(f"mixture/{name}" for name in names)]
+    shares = np.array(rows, np.float64)[:, 1:]
+    assert shares[:, 1].max() == 0.333333
+    assert shares[:, 0].min() >= 0.5
+    # the file is half of a swarm: the losses come in another
+    (tmp_path / "design.csv").write_text(out)
+    (tmp_path / "l.csv").write_text("run,a,b\n" + "".join(f"{n},{n % 3},{n % 2}\n" for n in range(1, 9)))
+    assert read_swarm(tmp_path / "design.csv", tmp_path / "l.csv").domains == tuple(names)
+
+
+def test_a_prior_by_name_and_a_run_of_a_design(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ("--domain-tokens", "web=8B,code=90M", "--run-tokens", "2B")
+    rows = run(capsys, "--design", 2, "--prior", "unimax:4", *tokens).splitlines()
+    assert rows[1] == "1,0.820000,0.180000"
+
+
+def test_an_unsupported_answer_keeps_the_caps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.hstack([rng.dirichlet([1.0, 1.0], 20), rng.normal(3, 0.1, (20, 1))]).tolist()
+    path = tmp_path / "noise.csv"
+    path.write_text("\n".join(["mixture/web,mixture/code,loss/all", *(",".join(map(repr, row)) for row in numbers)]))
+    arguments = (path, "--prior", "web=0.3,code=0.7", "--max-share", "code=0.2")
+    section = run(capsys, *arguments, "--yaml")
+    assert yaml.safe_load(section)["data"]["reference_ratio"] == {"web": 0.8, "code": 0.2}
+    assert section.startswith("# unsupported: the runs do not determine a mixture")
+    assert "# the prior is outside the bounds" in section
+    body = json.loads(run(capsys, *arguments, "--json"))
+    assert body["domains"]["code"]["band"] == [None, None]
+    assert body["improvement_band"] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "SWARM is missing"),
         (("--design", "4"), "--design needs --prior or --recipe"),
+        (("SWARM", "--design", "4", *PRIOR), "SWARM has no effect with --design"),
+        (("--design", "4", *PRIOR, "--losses", "x.csv"), "--losses has no effect with --design"),
+        (("--design", "4", *PRIOR, "--objective", "mean"), "--objective has no effect with --design"),
+        (("--design", "4", *PRIOR, "--json"), "--json has no effect with --design"),
+        (("--design", "4", *PRIOR, "--max-share", "coed=0.1"), "--max-share names 'coed'; the domains are web, code"),
+        (("--design", "4", *PRIOR, *TOKENS), "--domain-tokens needs --run-tokens or --target-tokens"),
+        (("--design", "4", *PRIOR, "--run-tokens", "1B"), "--run-tokens needs --domain-tokens"),
+        (("--design", "4", *PRIOR, "--target-tokens", "1B"), "--target-tokens needs --domain-tokens"),
         (("SWARM", "--methods-file", "a.yaml"), "--methods-file needs --design"),
+        (("SWARM", "--run-tokens", "1B"), "--run-tokens needs --design"),
+        (("SWARM", "--target-tokens", "1B"), "--target-tokens needs --domain-tokens"),
+        (("SWARM", "--max-epochs", "4"), "--max-epochs needs --domain-tokens"),
+        (("SWARM", "--prior", "natural"), "--prior natural needs the tokens of the domains"),
+        (("SWARM", "--prior", "nature"), "--prior is 'nature'; expected A=1,B=2 or the path of a file"),
+        (("SWARM", "--prior", "average:none"), "average:none: expected a run folder"),
+        (("SWARM", "--min-share", "nan"), "--min-share is 'nan'; expected shares from 0 to 1"),
+        (("SWARM", "--max-share", "code=40"), "--max-share is 'code=40'; expected shares from 0 to 1"),
+        (("SWARM", "--min-share", "coed=0.1"), "--min-share names 'coed'"),
+        (
+            ("SWARM", "--max-share", "coed=0.1", "--target-tokens", "1B", "--domain-tokens", "web=1B,code=1B,math=1B"),
+            "--max-share names 'coed'; the domains are web, code, math",
+        ),
+        (("none.csv",), "none.csv: expected a file, found none"),
+        (("none.json", "--losses", "SWARM"), "--losses needs a CSV file of shares, and none.json is a comparison"),
         (("SWARM", "--json", "--yaml"), "--json and --yaml are both given"),
         (("SWARM", "--reference-loss", "base"), "--reference-loss base needs a comparison"),
         (("SWARM", "--plot", "a.txt"), "--plot is 'a.txt'; expected a path that ends in"),

@@ -39,6 +39,31 @@ def test_noise_recommends_the_prior() -> None:
     assert found.support is Support.UNSUPPORTED
     np.testing.assert_array_equal(found.mixture, found.prior)
     assert found.improvement == 0
+    assert np.isnan([*found.improvement_band, *found.band.ravel()]).all()  # the laws' best mixtures are not the prior
+
+
+def test_noise_and_a_prior_outside_the_bounds_recommend_the_nearest_mixture_within() -> None:
+    rng = np.random.default_rng(0)
+    swarm = Swarm.of("abc", rng.dirichlet([1.0] * 3, 30), ("t",), rng.normal(3, 0.1, (30, 1)))
+    found = recommend(swarm, prior={"a": 0.2, "b": 0.7, "c": 0.1}, max_share={"b": 0.2}, resamples=2)
+    assert found.support is Support.UNSUPPORTED
+    np.testing.assert_allclose(found.mixture, [0.8 * 2 / 3, 0.2, 0.8 / 3])
+    assert found.reasons[-1] == "the prior is outside the bounds: the mixture is the nearest within them"
+
+
+def test_the_improvement_is_of_the_losses_and_the_verdict_of_the_objective() -> None:
+    swarm = simulated(80, 0.01)
+    prior = {"a": 0.1, "b": 0.4, "c": 0.1, "d": 0.4}
+    found = recommend(swarm, prior=prior, kl=0.02, resamples=4)
+    assert found.improvement == pytest.approx(found.losses_at_prior.mean() - found.losses.mean())
+    at_prior = np.mean([law.losses(found.prior).mean() for law in found.fit.resampled])
+    divergence = (found.mixture * np.log(found.mixture / found.prior)).sum()
+    assert found.best.objective == pytest.approx(at_prior - found.improvement + 0.02 * divergence, abs=1e-9)
+    assert found.support is Support.SUPPORTED
+    # a weight that leaves less than the uncertainty of the losses
+    near = recommend(swarm, prior=prior, kl=100.0, resamples=4)
+    assert near.support is Support.UNCERTAIN
+    assert near.reasons == ("the improvement over the prior less the KL term is within the laws' uncertainty",)
 
 
 def test_one_weak_target_makes_it_uncertain() -> None:

@@ -124,6 +124,7 @@ def test_several_laws_are_averaged() -> None:
     [
         ({"upper": 0.2}, "no mixture is within the bounds"),
         ({"lower": 0.3}, "no mixture is within the bounds"),
+        ({"prior": [0.5, 0.5, 0, 0], "kl": 0.1, "lower": [0, 0, 0, 0.1]}, "the least share of 'd' is 0.1"),
         ({"prior": [0.5, 0.5, 0.5, 0.5]}, "prior sums to 2"),
         ({"prior": [0.5, 0.5]}, "prior is"),
         ({"target_weights": [1.0, 0.0, 1.0]}, "target_weights"),

@@ -51,6 +51,24 @@ def test_equal_names_are_kept_whole(tmp_path: Path) -> None:
     assert swarm.domains == swarm.targets == ("web_a", "web_b")
 
 
+def test_columns_with_a_prefix_of_two_files(tmp_path: Path) -> None:
+    both = write(tmp_path, "swarm.csv", "run,mixture/en_web,mixture/en_code,loss/en_web,loss/en_code\nx,.4,.6,2,3\n")
+    design = write(tmp_path, "design.csv", "run,mixture/en_web,mixture/en_code\nx,.4,.6\n")
+    losses = write(tmp_path, "l.csv", "run,en_web_loss,en_code_loss\nx,2,3\n")
+    for shares, values, targets in (
+        (both, both, ("en_web", "en_code")),
+        (design, both, ("en_web", "en_code")),
+        (design, losses, ("en_web_loss", "en_code_loss")),
+    ):
+        swarm = read_swarm(shares, values)
+        assert (swarm.domains, swarm.targets) == (("en_web", "en_code"), targets)
+        np.testing.assert_array_equal(swarm.losses, [[2, 3]])
+    with pytest.raises(LossTableError, match=r"design\.csv has no column of losses"):
+        read_swarm(both, design)
+    with pytest.raises(LossTableError, match="expected a file, found none"):
+        read_swarm(tmp_path / "none.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -84,6 +102,7 @@ def test_rows_that_do_not_match(tmp_path: Path) -> None:
         ([[np.nan, 1.0]], [[1.0]], "share of 'a' is nan"),
         ([[0.5, 0.5]], [[np.inf]], "infinite loss"),
         ([[0.5, 0.5]], [[np.nan]], "no loss"),
+        ([[0.5, 0.5]], [[-1e200]], "the loss of 't' is -1e\\+200"),
         ([[0.5, 0.5]], [[1.0, 2.0]], "shape"),
         ([[1.0]], [[1.0]], "shape"),
     ],
@@ -110,3 +129,6 @@ def test_select() -> None:
     np.testing.assert_array_equal(chosen.losses, [[3.0]])
     with pytest.raises(WeightError, match="no target 'v'; it has t, u"):
         swarm.select(["v"])
+    empty = Swarm.of(("a", "b"), [[0.5, 0.5]], ("t", "u"), [[1.0, np.nan]])
+    with pytest.raises(WeightError, match="no run has a loss of u"):
+        empty.select(["u"])

@@ -24,6 +24,7 @@ def test_robustness_trades_the_mean_for_the_worst_target(swarm: Swarm, tmp_path:
     prior = {"a": 0.6, "b": 0.3, "c": 0.1}
     found = recommend(swarm, prior=prior, reference_loss={"a": 2.2, "b": 1.3, "c": 2.5}, target_weights=prior, rho=0.1)
     drawn = trade(swarm, found)
+    assert drawn.prior_weight is not None
     assert (drawn.robustness.values, drawn.prior_weight.values) == (RHOS, KLS)
     mean, worst = drawn.robustness.outcomes.T
     assert (np.diff(mean) > -1e-3).all()
@@ -42,3 +43,13 @@ def test_robustness_trades_the_mean_for_the_worst_target(swarm: Swarm, tmp_path:
     text = (tmp_path / "trade.svg").read_text()
     assert "worst excess loss, nats per token" in text
     assert "Predicted trade from 40 runs" in text
+
+
+def test_a_prior_without_a_domain_that_must_have_a_share_has_no_curve_of_kl(swarm: Swarm, tmp_path: Path) -> None:
+    drawn = trade(swarm, recommend(swarm, prior={"a": 0.6, "b": 0.4, "c": 0.0}, min_share=0.05, resamples=2))
+    assert drawn.prior_weight is None
+    assert (drawn.robustness.mixtures >= 0.05 - 1e-9).all()
+    draw_trade(tmp_path / "trade.svg", drawn, excess=False, title="Predicted trade")
+    text = (tmp_path / "trade.svg").read_text()
+    assert "robustness (rho)" in text
+    assert "weight of the prior" not in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from drpruning.cli.options import (
     check_megatron,
@@ -29,6 +32,14 @@ if TYPE_CHECKING:
     from drpruning.swarm import Recommendation, Swarm
 
 FORMS = ("effective-data", "log-linear", "linear")
+
+OF_RUNS = (
+    "swarm", "losses", "targets", "objective", "rho", "target_weights", "reference_loss", "kl", "form", "megatron",
+    "as_yaml", "as_json", "plot",
+)  # fmt: skip
+"""Parameters that need runs; --design proposes them."""
+OF_DESIGN = ("methods_file", "run_tokens")
+"""Parameters that need --design."""
 
 
 @click.command(
@@ -133,12 +144,19 @@ def mix(**options: Any) -> None:
     columns run, name and index. Or SWARM is the folder of `drpruning compare`, or its results.json: each method is a
     run, with the mixture that its runs drew, averaged over tokens and seeds.
 
-    The verdict is `supported`, `uncertain` (with reasons) or `unsupported`. An unsupported mixture is the prior.
+    The verdict is `supported`, `uncertain` (with reasons) or `unsupported`. An unsupported mixture is the prior, or the
+    nearest mixture within the bounds.
     """
-    request = Request(**options)
+    context = click.get_current_context()
+    given = {
+        parameter.name: "SWARM" if isinstance(parameter, click.Argument) else parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+    }
+    request = Request(given=given, **options)
     if request.megatron is not None:
         check_megatron(request.megatron, request.as_json)
-    request.check_outputs()
+    request.check_options()
     if request.design is not None:
         request.propose()
         return
@@ -165,8 +183,9 @@ def mix(**options: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of the command."""
+    """The options of the command; ``given`` are the names of those that are not defaults, as on the command line."""
 
+    given: Mapping[str, str]
     swarm: str | None
     losses: str | None
     recipe: str | None
@@ -192,11 +211,11 @@ class Request:
     plot: Path | None
     as_json: bool
 
-    def check_outputs(self) -> None:
-        """Check that the options of the output do not contradict each other.
+    def check_options(self) -> None:
+        """Check that every option has an effect, and that those of the output do not contradict each other.
 
         Raises:
-            ConfigError: They do.
+            ConfigError: They do, or one has none.
         """
         from drpruning.errors import ConfigError
 
@@ -204,12 +223,32 @@ class Request:
         chosen = [option for option, is_chosen in forms.items() if is_chosen]
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} are both given", "Keep one of them.")
-        if self.methods_file is not None and self.design is None:
+        if self.design is None and (idle := self._given(OF_DESIGN)):
+            raise ConfigError(f"{idle} needs --design: the number of mixtures to propose", "For example --design 32")
+        if self.design is not None and (idle := self._given(OF_RUNS)):
+            raise ConfigError(f"{idle} has no effect with --design, which proposes the runs", "Leave one of them out.")
+        if self.domain_tokens is not None or self.recipe is not None:
+            return
+        if idle := self._given(("max_epochs",)):
             raise ConfigError(
-                "--methods-file needs --design: the number of mixtures to write", "For example --design 32"
+                f"{idle} needs --domain-tokens: the tokens that each domain has",
+                "For example --domain-tokens web=800B,code=90B",
             )
-        if self.design is not None and self.plot is not None:
-            raise ConfigError("--plot needs runs, and --design proposes them", "Leave one of them out.")
+        if self.target_tokens is not None and self.run_tokens is None:
+            also = ", or --run-tokens" if self.design is not None else ""
+            raise ConfigError(
+                f"--target-tokens needs --domain-tokens: the tokens that each domain has{also}",
+                "For example --domain-tokens web=800B,code=90B",
+            )
+        if self.run_tokens is not None and self.target_tokens is None:
+            raise ConfigError(
+                "--run-tokens needs --domain-tokens: the tokens that each domain has, or --target-tokens",
+                "For example --domain-tokens web=800B,code=90B",
+            )
+
+    def _given(self, names: tuple[str, ...]) -> str | None:
+        """Return the first of these parameters that is not a default, as on the command line."""
+        return next((self.given[name] for name in names if name in self.given), None)
 
     @cached_property
     def _config(self) -> RunConfig | None:
@@ -242,11 +281,25 @@ class Request:
         """The mixture to compare with, or to draw around."""
         if self.prior is None:
             return None if self._config is None else self._config.reference_ratio
-        if "=" in self.prior or Path(self.prior).is_file() or self._domain_tokens is None:
+        if "=" in self.prior or Path(self.prior).is_file():
             return _numbers("--prior", self.prior)
-        from drpruning.mixture.static import static_mixture
+        from drpruning.errors import ConfigError
+        from drpruning.mixture.static import RULES, static_mixture
 
-        return static_mixture(self.prior, self._domain_tokens, self.target_tokens or self._recipe_tokens)
+        rule, tokens = self.prior.partition(":")[0], self._domain_tokens
+        if tokens is None and rule not in RULES:
+            return _numbers("--prior", self.prior)
+        if tokens is None and rule != "average":
+            raise ConfigError(
+                f"--prior {self.prior} needs the tokens of the domains: --domain-tokens or --recipe",
+                "For example --domain-tokens web=800B,code=90B",
+            )
+        return static_mixture(self.prior, tokens or {}, self._target_tokens)
+
+    @property
+    def _target_tokens(self) -> float | None:
+        """Tokens of the run that the mixture is for."""
+        return self.target_tokens or self.run_tokens or self._recipe_tokens
 
     def _read(self) -> tuple[Swarm, Results | None]:
         """Read the swarm, and the comparison that it is from, if any; methods that are left out go to stderr."""
@@ -257,7 +310,13 @@ class Request:
 
             return read_swarm(path, self.losses), None
         from drpruning.comparison.swarm import read_comparison, swarm_of
+        from drpruning.errors import ConfigError
 
+        if self.losses is not None:
+            raise ConfigError(
+                f"--losses needs a CSV file of shares, and {self.swarm} is a comparison, which has losses",
+                "Leave --losses out.",
+            )
         results = read_comparison(path)
         swarm, left_out = swarm_of(results)
         for name, reason in left_out.items():
@@ -293,6 +352,11 @@ class Request:
             raise ConfigError(
                 "--rho and --objective worst are both given", "Keep one of them: worst is an infinite rho"
             )
+        if self.domain_tokens is not None and self._target_tokens is None:
+            raise ConfigError(
+                "--domain-tokens needs --target-tokens: the length of the run the mixture is for",
+                "For example --target-tokens 200B",
+            )
         swarm, results = self._read()
         if (chosen := parse_names(self.targets)) is not None:
             swarm = swarm.select(chosen)
@@ -304,7 +368,7 @@ class Request:
             reference_loss=self._reference_losses(swarm.targets, results),
             rho=rho,
             kl=self.kl,
-            min_share=_shares("--min-share", self.min_share, 0.0),
+            min_share=_shares("--min-share", self.min_share, 0.0, swarm.domains),
             max_share=self._largest_shares(swarm.domains),
             form=self.form,
             seed=self.seed,
@@ -314,12 +378,10 @@ class Request:
     def _largest_shares(self, domains: tuple[str, ...]) -> Mapping[str, float] | float:
         from drpruning.errors import ConfigError
 
-        given = _shares("--max-share", self.max_share, 1.0)
-        tokens, run = self._domain_tokens, self.target_tokens or self._recipe_tokens
-        if tokens is None:
+        given = _shares("--max-share", self.max_share, 1.0, domains)
+        tokens, run = self._domain_tokens, self._target_tokens
+        if tokens is None or run is None:
             return given
-        if run is None:
-            raise ConfigError("--domain-tokens needs --target-tokens: the length of the run the mixture is for")
         if missing := [domain for domain in domains if domain not in tokens]:
             raise ConfigError(f"--domain-tokens has no number for domain {missing[0]!r}")
         least = {domain: given if isinstance(given, float) else given.get(domain, 1.0) for domain in domains}
@@ -329,7 +391,7 @@ class Request:
         """Print the proposed runs as CSV, or write them as methods; what the small runs should read goes to stderr.
 
         Raises:
-            ConfigError: The prior is missing.
+            ConfigError: The prior or the tokens of a run are missing, or no mixture is within the bounds.
             WeightError: The numbers are not usable.
         """
         from drpruning.errors import ConfigError
@@ -340,6 +402,11 @@ class Request:
             raise ConfigError(
                 "--design needs --prior or --recipe: the mixture to draw around", "For example --prior web=0.8,code=0.2"
             )
+        if self.domain_tokens is not None and self._target_tokens is None:
+            raise ConfigError(
+                "--domain-tokens needs --run-tokens or --target-tokens: the length of a run",
+                "For example --run-tokens 2B",
+            )
         run_tokens = self.run_tokens or self._recipe_tokens
         design = propose(
             prior,
@@ -348,8 +415,10 @@ class Request:
             run_tokens=run_tokens,
             target_tokens=self.target_tokens,
             max_epochs=self.max_epochs,
+            min_share=_shares("--min-share", self.min_share, 0.0, tuple(prior)),
+            max_share=_shares("--max-share", self.max_share, 1.0, tuple(prior)),
             seed=self.seed,
-        )
+        ).rounded()
         if design.subsample < 1:
             click.echo(
                 f"Let the small runs read {design.subsample:.3g} of each domain's text: a share then means as many "
@@ -368,25 +437,37 @@ class Request:
             )
             click.echo(self.methods_file)
             return
-        rows = [",".join(["run", *(f"mixture/{domain}" for domain in design.domains)])]
-        rows += [
-            ",".join([str(number), *(f"{share:.6f}" for share in mixture)])
-            for number, mixture in enumerate(design.mixtures, 1)
-        ]
-        click.echo("\n".join(rows))
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["run", *(f"mixture/{domain}" for domain in design.domains)])
+        for number, mixture in enumerate(design.mixtures.tolist(), 1):
+            table.writerow([number, *(f"{share:.6f}" for share in mixture)])
+        click.echo(text.getvalue(), nl=False)
 
 
 def _numbers(option: str, text: str | None) -> dict[str, float] | None:
     return None if text is None else parse_numbers_by_domain(option, text)
 
 
-def _shares(option: str, text: str | None, default: float) -> dict[str, float] | float:
+def _shares(option: str, text: str | None, default: float, domains: tuple[str, ...]) -> dict[str, float] | float:
     if text is None:
         return default
+    from drpruning.errors import ConfigError, did_you_mean
+
+    shares: dict[str, float] | float
     try:
-        return float(text)
+        shares = float(text)
     except ValueError:
-        return parse_numbers_by_domain(option, text)
+        shares = parse_numbers_by_domain(option, text)
+    by_domain = shares if isinstance(shares, dict) else dict.fromkeys(domains, shares)
+    for name, share in by_domain.items():
+        if name not in domains:
+            raise ConfigError(
+                f"{option} names {name!r}; the domains are {', '.join(domains)}", did_you_mean(name, domains)
+            )
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{option} is {text!r}; expected shares from 0 to 1", f"For example {option} 0.2")
+    return shares
 
 
 def _amounts(option: str, text: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from drpruning.chi2 import worst_case
 from drpruning.errors import WeightError
+from drpruning.mixture.bounds import Bounds
 from drpruning.swarm.law import EXPLAINED, Form, LawFit, TargetStatus, fit_law
 from drpruning.swarm.search import BestMixture, best_mixture
 from drpruning.swarm.table import Swarm
@@ -25,6 +26,9 @@ RUNS_PER_PARAMETER = 2
 """Runs for each parameter of a law from which a mixture can be supported: with fewer, the law of a single loss failed
 on real runs (docs/benchmarks/mixture_search.md)."""
 
+ROUNDING = 1e-9
+"""A prior that violates a bound by less is within it."""
+
 
 class Support(StrEnum):
     """How far the runs support the recommended mixture."""
@@ -35,7 +39,8 @@ class Support(StrEnum):
     UNCERTAIN = "uncertain"
     """Some law is not good, there are few runs, or the improvement over the prior is within the laws' uncertainty."""
     UNSUPPORTED = "unsupported"
-    """Every law predicts hardly better than the mean loss: the recommended mixture is the prior."""
+    """Every law predicts hardly better than the mean loss: the recommended mixture is the prior, or the nearest mixture
+    within the bounds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +51,13 @@ class Recommendation:
         domains: Names, ``[d]``.
         prior: The mixture it is compared with, float64 ``[d]``.
         mixture: The mixture recommended, float64 ``[d]``.
-        band: 90% band of each share over the resampled laws, float64 ``[2, d]``: low, high.
+        band: 90% band of each share over the resampled laws, float64 ``[2, d]``: low, high; NaN if unsupported.
         support: How far the runs support it.
         reasons: Sentences, why it is not ``supported``; empty if it is.
-        improvement: Objective at the prior less the objective at the mixture, in the unit of the losses.
-        improvement_band: Its 90% band over the resampled laws.
+        improvement: Weighted mean or worst case of the losses at the prior less that at the mixture, in the unit of the
+            losses; 0 if unsupported. The KL term of the search is no part of it, but ``supported`` means an improvement
+            larger than the KL term.
+        improvement_band: Its 90% band over the resampled laws; NaN if unsupported.
         targets: Names, ``[t]``.
         losses_at_prior: Predicted losses at the prior, float64 ``[t]``.
         losses: Predicted losses at the mixture, float64 ``[t]``.
@@ -107,7 +114,8 @@ def recommend(
         seed: Of the resampling.
 
     Raises:
-        WeightError: An argument is not as described, or names a domain or target that the swarm has not.
+        WeightError: An argument is not as described, names a domain or target that the swarm has not, or no mixture is
+            within the bounds.
     """
     if resamples < 2:
         raise WeightError(f"resamples is {resamples}; expected at least 2")
@@ -132,23 +140,32 @@ def recommend(
     )
     gains = at_centre - at_best
     reasons = _reasons(fit, len(swarm))
-    good = bool((fit.explained >= EXPLAINED).any())
-    if good and np.quantile(gains, BAND[0]) <= 0:
-        reasons.append("the improvement over the prior is within the laws' uncertainty")
-    support = Support.UNSUPPORTED if not good else Support.UNCERTAIN if reasons else Support.SUPPORTED
-    mixture = best.mixture if good else centre
-    if not good:
-        gains = np.zeros(len(gains))
+    if (fit.explained >= EXPLAINED).any():
+        mixture, band = best.mixture, np.quantile([found.mixture for found in each], BAND, axis=0)
+        low, high = np.quantile(gains, BAND).tolist()
+        if low <= (kl * _divergence(mixture, centre) if kl > 0 else 0.0):
+            improvement = "the improvement over the prior" + (" less the KL term" if kl > 0 else "")
+            reasons.append(f"{improvement} is within the laws' uncertainty")
+        support = Support.UNCERTAIN if reasons else Support.SUPPORTED
+    else:
+        mixture, band = (
+            _nearest(centre, domains, arguments["lower"], arguments["upper"]),
+            np.full((2, len(domains)), math.nan),
+        )
+        gains, low, high = np.zeros(1), math.nan, math.nan
+        if np.abs(mixture - centre).max() > ROUNDING:
+            reasons.append("the prior is outside the bounds: the mixture is the nearest within them")
+        support = Support.UNSUPPORTED
     at_mixture = np.stack([law.losses(mixture) for law in fit.resampled])
     return Recommendation(
         domains=domains,
         prior=centre,
         mixture=mixture,
-        band=np.quantile([found.mixture for found in each], BAND, axis=0),
+        band=band,
         support=support,
         reasons=tuple(reasons),
         improvement=float(gains.mean()),
-        improvement_band=(float(np.quantile(gains, BAND[0])), float(np.quantile(gains, BAND[1]))),
+        improvement_band=(low, high),
         targets=targets,
         losses_at_prior=np.mean([law.losses(centre) for law in fit.resampled], axis=0),
         losses=at_mixture.mean(axis=0),
@@ -169,6 +186,20 @@ def _objective(
     w = np.ones(len(losses)) if weights is None else np.asarray(weights)
     w = w / w.sum()
     return float((w if rho == 0 else worst_case(excess, w, rho).weights) @ excess)
+
+
+def _divergence(mixture: NDArray[np.float64], prior: NDArray[np.float64]) -> float:
+    """Return ``KL(mixture, prior)``; a share of zero in the mixture adds nothing."""
+    some = mixture > 0
+    return float((mixture[some] * np.log(mixture[some] / prior[some])).sum())
+
+
+def _nearest(
+    mixture: NDArray[np.float64], domains: tuple[str, ...], lower: NDArray[np.float64], upper: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the mixture within the bounds that is nearest in relative entropy."""
+    low, high = (dict(zip(domains, bound.tolist(), strict=True)) for bound in (lower, np.minimum(upper, 1.0)))
+    return Bounds(min_share=low, max_share=high).nearest(mixture, domains)
 
 
 def _reasons(fit: LawFit, runs: int) -> list[str]:

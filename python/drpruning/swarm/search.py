@@ -175,7 +175,15 @@ class _Problem:
             raise WeightError(f"rho is {rho:g} and kl {kl:g}; both must be >= 0, and kl finite")
         least, most = _vector("lower", lower, domains, least=0.0), np.minimum(_vector("upper", upper, domains), 1.0)
         if kl > 0:
-            most = np.where(shares > 0, most, 0.0)  # the divergence from a prior without a domain is infinite
+            # the divergence from a prior without a domain is infinite
+            if ((shares == 0) & (least > 0)).any():
+                bad = int(np.argmax((shares == 0) & (least > 0)))
+                raise WeightError(
+                    f"with kl {kl:g} the least share of {laws[0].domains[bad]!r} is {least[bad]:g} and its share in "
+                    "the prior 0; expected a least share of 0",
+                    "Raise its share in the prior, or set its least share or kl to 0.",
+                )
+            most = np.where(shares > 0, most, 0.0)
         if (least > most).any() or least.sum() > 1 + 1e-9 or most.sum() < 1 - 1e-9:
             raise WeightError(
                 f"no mixture is within the bounds: least shares sum to {least.sum():.6g}, largest to {most.sum():.6g}, "

@@ -13,7 +13,7 @@ A column ``tokens`` (in the file of the shares) holds the tokens of each run, wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import LossTableError, WeightError
-from drpruning.loss_table.text import csv_records, lines
+from drpruning.loss_table.text import csv_records, lines, open_table
 
 ID_COLUMNS = ("run", "name", "index")
 """Columns that name a run; they hold neither shares nor losses."""
@@ -30,6 +30,9 @@ MIXTURE, LOSS, TOKENS = "mixture/", "loss/", "tokens"
 
 ROUNDING = 0.02
 """How far the shares of a run may sum from 1: shares written with three digits do; they are then divided by the sum."""
+
+LARGEST_LOSS = 1e12
+"""In any unit; the fit of a law raises losses to high powers."""
 
 _SEPARATORS = "/_-.: "
 
@@ -68,8 +71,8 @@ class Swarm:
 
         Raises:
             WeightError: Shapes or names do not agree, a share is negative or not finite, the shares of a run do not
-                sum to 1 within :data:`ROUNDING`, a loss is infinite, a run has no loss
-                at all, or a number of tokens is not positive.
+                sum to 1 within :data:`ROUNDING`, a loss is infinite or larger than :data:`LARGEST_LOSS`, a run has no
+                loss at all, or a number of tokens is not positive.
         """
         shares, values = np.array(mixtures, np.float64, ndmin=2), np.array(losses, np.float64, ndmin=2)
         names = tuple(runs) if runs is not None else tuple(str(row) for row in range(len(shares)))
@@ -102,6 +105,13 @@ class Swarm:
                     f"run {names[row]} has {'an infinite loss' if np.isinf(loss).any() else 'no loss'}; "
                     "expected finite losses, or empty cells where some are not measured"
                 )
+            if (huge := np.nan_to_num(np.abs(loss))).max() > LARGEST_LOSS:
+                bad = int(huge.argmax())
+                raise WeightError(
+                    f"run {names[row]}: the loss of {targets[bad]!r} is {loss[bad]:g}; "
+                    f"expected at most {LARGEST_LOSS:g} in size",
+                    "Remove the row of a run that diverged.",
+                )
         return cls(tuple(domains), shares / shares.sum(axis=1, keepdims=True), tuple(targets), values, names, lengths)
 
     @property
@@ -116,13 +126,16 @@ class Swarm:
         """Return the swarm with these targets only, in this order.
 
         Raises:
-            WeightError: A target is not in the swarm, or a run has a loss of none of them.
+            WeightError: A target is not in the swarm, or no run has a loss of it.
         """
         chosen = list(targets)
         for name in chosen:
             if name not in self.targets:
                 raise WeightError(f"the swarm has no target {name!r}; it has {', '.join(self.targets)}")
         columns = [self.targets.index(name) for name in chosen]
+        for name, column in zip(chosen, columns, strict=True):
+            if not np.isfinite(self.losses[:, column]).any():
+                raise WeightError(f"no run has a loss of {name}", "Leave the target out, or measure it.")
         measured = np.asarray(np.isfinite(self.losses[:, columns]).any(axis=1))
         runs = [name for name, has in zip(self.runs, measured, strict=True) if has]
         losses = self.losses[measured][:, columns]
@@ -132,14 +145,18 @@ class Swarm:
 def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] | None = None) -> Swarm:
     """Read a swarm from one or two CSV files.
 
+    The columns of shares are those that begin with ``mixture/``, and of losses with ``loss/``; the rest is the name. In
+    a file of shares alone or of losses alone, without such columns, all are; what all names begin and end with is then
+    left out.
+
     Args:
         mixtures: The file of both, or of the shares.
         losses: The file of the losses, if it is another.
 
     Raises:
-        LossTableError: A file is not a table as described, or a cell is not a number.
+        LossTableError: There is no such file, a file is not a table as described, or a cell is not a number.
         WeightError: The numbers are not usable: see :meth:`Swarm.of`.
-        OSError: A file cannot be read.
+        DiskError: A file cannot be read.
     """
     table = _read_table(Path(mixtures))
     if losses is None:
@@ -161,9 +178,10 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
         )
     other = _read_table(Path(losses))
     order = _match(table, other)
-    shares, values = _short_names(table.columns), _short_names(other.columns)
-    if len(set(table.columns) & set(other.columns)) >= len(set(shares) & set(values)):
-        shares, values = ({name: name for name in each.columns} for each in (table, other))
+    whole = (_columns(table, MIXTURE, "shares"), _columns(other, LOSS, "losses"))
+    short = tuple(_short_names(each) for each in whole)
+    keeps_whole = len(set(whole[0]) & set(whole[1])) >= len(set(short[0]) & set(short[1]))
+    shares, values = whole if keeps_whole else short
     return Swarm.of(
         list(shares), table.numbers(shares.values()), list(values), other.numbers(values.values())[order], table.runs,
         table.tokens,
@@ -199,7 +217,7 @@ class _CsvTable:
 
 
 def _read_table(path: Path) -> _CsvTable:
-    with path.open("rb") as stream:
+    with open_table(path) as stream:
         rows = lines(stream, str(path))
         try:
             names, records = csv_records(rows, str(path))
@@ -246,13 +264,26 @@ def _match(mixtures: _CsvTable, losses: _CsvTable) -> list[int]:
     return order
 
 
-def _short_names(columns: Sequence[str]) -> dict[str, str]:
-    """Return the columns by their names without what all names begin and end with, up to a separator."""
-    if len(columns) < 2:
-        return {name: name for name in columns}
+def _columns(table: _CsvTable, prefix: str, what: str) -> dict[str, str]:
+    """Return the columns with the prefix, by the rest of their names; if there is none, those without any prefix."""
+    marked = {name.removeprefix(prefix): name for name in table.columns if name.startswith(prefix)}
+    columns = marked or {name: name for name in table.columns if not name.startswith((MIXTURE, LOSS))}
+    if not columns:
+        raise LossTableError(f"{table.source} has no column of {what}", f"Call the columns {prefix}NAME, or NAME.")
+    return columns
+
+
+def _short_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns by their names without what all names begin and end with, up to a separator.
+
+    Names in columns with a prefix are what the writer of the file calls domains or targets; they stay.
+    """
+    columns = list(names)
+    if len(columns) < 2 or list(names.values()) != columns:
+        return dict(names)
     prefix = os.path.commonprefix(list(columns))  # noqa: RUF071 - of names, character by character
     prefix = prefix[: max(prefix.rfind(mark) for mark in _SEPARATORS) + 1]
     suffix = os.path.commonprefix([name[::-1] for name in columns])  # noqa: RUF071
     suffix = suffix[: max(suffix.rfind(mark) for mark in _SEPARATORS) + 1][::-1]
     short = {name[len(prefix) : len(name) - len(suffix)]: name for name in columns}
-    return short if len(short) == len(columns) and "" not in short else {name: name for name in columns}
+    return short if len(short) == len(columns) and "" not in short else dict(names)

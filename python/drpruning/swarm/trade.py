@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drpruning.errors import WeightError
 from drpruning.swarm.law import MixtureLaw
 from drpruning.swarm.recommend import Recommendation
 from drpruning.swarm.search import best_mixture
@@ -45,14 +46,15 @@ class Trade:
 
     Attributes:
         robustness: The best mixtures for :data:`RHOS`, with the recommendation's weight of the prior.
-        prior_weight: The best mixtures for :data:`KLS`, with the recommendation's radius.
+        prior_weight: The best mixtures for :data:`KLS`, with the recommendation's radius; None where a weight above 0
+            leaves no mixture, as the prior has a share of 0 that the bounds exclude.
         prior: Predicted outcome of the prior, float64 ``[2]``.
         mixture: Predicted outcome of the recommended mixture, float64 ``[2]``.
         runs: Observed outcome of each run, float64 ``[n, 2]``; NaN if a loss is missing.
     """
 
     robustness: TradeCurve
-    prior_weight: TradeCurve
+    prior_weight: TradeCurve | None
     prior: NDArray[np.float64]
     mixture: NDArray[np.float64]
     runs: NDArray[np.float64]
@@ -66,9 +68,13 @@ def trade(swarm: Swarm, found: Recommendation) -> Trade:
         found: The recommendation from them.
     """
     laws, arguments = found.fit.resampled, found.arguments
+    try:
+        prior_weight = _curve(laws, arguments, "kl", KLS)
+    except WeightError:  # the arguments with the recommendation's kl are valid
+        prior_weight = None
     return Trade(
         robustness=_curve(laws, arguments, "rho", RHOS),
-        prior_weight=_curve(laws, arguments, "kl", KLS),
+        prior_weight=prior_weight,
         prior=_predicted(laws, found.prior, arguments),
         mixture=_predicted(laws, found.mixture, arguments),
         runs=_outcomes(swarm.losses, arguments),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from drpruning.formatting import printable
-from drpruning.swarm import SearchStatus, round_shares
+from drpruning.swarm import SearchStatus, Support, round_shares
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -18,15 +18,26 @@ if TYPE_CHECKING:
 
 def recipe_shares(found: Recommendation) -> dict[str, float]:
     """Return the recommended mixture as ``data.reference_ratio`` of a recipe."""
-    return round_shares(dict(zip(found.domains, found.mixture.tolist(), strict=True)))
+    mixture, low, high = (
+        dict(zip(found.domains, each.tolist(), strict=True))
+        for each in (found.mixture, found.arguments["lower"], found.arguments["upper"])
+    )
+    return round_shares(mixture, low, high)
+
+
+def verdict(found: Recommendation) -> str:
+    """Return the verdict with the improvement, or with the origin of a mixture that the runs do not determine."""
+    if found.support is Support.UNSUPPORTED:
+        return f"{found.support}: the runs do not determine a mixture; this one is from the prior"
+    low, high = found.improvement_band
+    return f"{found.support}: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior"
 
 
 def recipe_section(found: Recommendation) -> str:
     """Return the section of a recipe with the recommended mixture as YAML; the verdict is a comment."""
     import yaml
 
-    low, high = found.improvement_band
-    notes = [f"{found.support}: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior", *found.reasons]
+    notes = [verdict(found), *found.reasons]
     section = yaml.safe_dump({"data": {"reference_ratio": recipe_shares(found)}}, sort_keys=False, allow_unicode=True)
     return "".join(f"# {note}\n" for note in notes) + section
 
@@ -41,11 +52,15 @@ def to_dict(found: Recommendation) -> dict[str, Any]:
         "support": str(found.support),
         "reasons": list(found.reasons),
         "improvement": found.improvement,
-        "improvement_band": list(found.improvement_band),
+        "improvement_band": [plain(end) for end in found.improvement_band],
         "gap": found.best.gap,
         "status": str(found.best.status),
         "domains": {
-            domain: {"prior": found.prior[i], "share": found.mixture[i], "band": found.band[:, i].tolist()}
+            domain: {
+                "prior": found.prior[i],
+                "share": found.mixture[i],
+                "band": [plain(end) for end in found.band[:, i]],
+            }
             for i, domain in enumerate(found.domains)
         },
         "targets": {
@@ -69,11 +84,8 @@ def print_recommendation(found: Recommendation) -> None:
     print_table(console, mixture_table(found))
     console.print()
     print_table(console, target_table(found))
-    low, high = found.improvement_band
-    console.print(
-        f"\n[bold]{found.support}[/bold]: {found.improvement:.3f} [{low:.3f}, {high:.3f}] better than the prior",
-        markup=True,
-    )
+    support, _, rest = verdict(found).partition(":")
+    console.print(f"\n[bold]{support}[/bold]:{rest}", markup=True)
     for reason in found.reasons:
         console.print(f"  {printable(reason)}", markup=False)
     if found.best.status is SearchStatus.INEXACT:
@@ -89,7 +101,7 @@ def mixture_table(found: Recommendation) -> Table:
             domain,
             Cell(f"{found.prior[i]:.3f}"),
             Cell(f"{found.mixture[i]:.3f}", best=True),
-            Cell(f"{found.band[0, i]:.3f} to {found.band[1, i]:.3f}"),
+            Cell("-" if math.isnan(found.band[0, i]) else f"{found.band[0, i]:.3f} to {found.band[1, i]:.3f}"),
         )
         for i, domain in enumerate(found.domains)
     ]

@@ -58,7 +58,7 @@ def draw_trade(path: Path, trade: Trade, *, excess: bool, title: str) -> None:
         _name_values(panels[1], trade.robustness)
         keys = (
             Key("robustness (rho)", "var(--s0)"),
-            Key("weight of the prior (kl)", "var(--s1)", "dashed"),
+            *([Key("weight of the prior (kl)", "var(--s1)", "dashed")] if trade.prior_weight is not None else []),
             Key("mixture, predicted", "var(--accent)", "square"),
             Key("prior, predicted", "var(--ink)", "diamond"),
             Key("observed runs", "var(--muted)", "ring"),
@@ -78,7 +78,8 @@ def _draw(ax: Axes, trade: Trade, unit: str) -> None:
         (trade.prior_weight, series_color(1), DASHES[1]),
         (trade.robustness, series_color(0), "-"),
     ):
-        ax.plot(*curve.outcomes.T, color=color, linestyle=dashes, marker="o", markersize=3.5)
+        if curve is not None:
+            ax.plot(*curve.outcomes.T, color=color, linestyle=dashes, marker="o", markersize=3.5)
     for (x, y), marker, color in ((trade.prior, "D", INK), (trade.mixture, "s", ACCENT)):
         ax.plot(x, y, linestyle="", marker=marker, color=color, markersize=8, fillstyle="none", markeredgewidth=1.7)
 
