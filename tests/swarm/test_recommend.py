@@ -60,8 +60,13 @@ def test_the_improvement_is_of_the_losses_and_the_verdict_of_the_objective() -> 
     divergence = (found.mixture * np.log(found.mixture / found.prior)).sum()
     assert found.best.objective == pytest.approx(at_prior - found.improvement + 0.02 * divergence, abs=1e-9)
     assert found.support is Support.SUPPORTED
-    # a weight that leaves less than the uncertainty of the losses
-    near = recommend(swarm, prior=prior, kl=100.0, resamples=4)
+    assert found.improvement_band[0] > 0.02 * divergence
+
+    # near the prior, an improvement that is certain but may be less than the KL term
+    swarm = simulated(80, 0.09)
+    best = recommend(swarm, resamples=4).mixture
+    near = recommend(swarm, prior=dict(zip("abcd", 0.85 * best + 0.15 * 0.25, strict=True)), kl=0.03, resamples=4)
+    assert 0 < near.improvement_band[0] < 0.03 * (near.mixture * np.log(near.mixture / near.prior)).sum()
     assert near.support is Support.UNCERTAIN
     assert near.reasons == ("the improvement over the prior less the KL term is within the laws' uncertainty",)
 
