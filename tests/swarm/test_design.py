@@ -55,6 +55,8 @@ def test_rounded_shares_keep_their_bounds() -> None:
     shares = {"a": 0.2000004, "b": 0.2000004, "c": 0.5999992}
     low = {"a": 0.2000004, "b": 0.0, "c": 0.0}
     assert round_shares(shares, low) == {"a": 0.200001, "b": 0.2, "c": 0.599999}
+    # a recipe needs positive shares
+    assert round_shares({"a": 1.0, "b": 0.0}, high={"a": 1.0, "b": 0.0}) == {"a": 0.999999, "b": 0.000001}
 
 
 def test_the_seed_determines_the_design() -> None:

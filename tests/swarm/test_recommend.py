@@ -96,6 +96,16 @@ def test_shares_keep_their_bounds() -> None:
     assert found.mixture.min() >= 0.05 - 1e-9
 
 
+def test_bounds_that_exclude_a_better_prior_are_a_reason() -> None:
+    swarm = simulated(80, 0.01)
+    best = recommend(swarm, resamples=2)
+    prior = dict(zip(best.domains, best.mixture, strict=True))
+    found = recommend(swarm, prior=prior, max_share={"a": prior["a"] / 2, "c": prior["c"] / 2}, resamples=2)
+    assert found.improvement_band[1] < 0
+    assert found.support is Support.UNCERTAIN
+    assert found.reasons == ("the prior is outside the bounds, and no mixture within them is certainly better",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -128,8 +128,8 @@ def round_shares(
     Args:
         mixture: Share of each domain, within the bounds.
         low: Least share of each domain; without: 0.
-        high: Largest share of each domain; without: 1. Bounds that leave less than a millionth between them are
-            exceeded by that.
+        high: Largest share of each domain; without: 1. A largest share of 0 counts as a millionth, and bounds that
+            leave less than a millionth between them are exceeded by as much.
 
     Example:
         >>> round_shares({"web": 2 / 3, "code": 1 / 3, "math": 1e-12})
@@ -139,7 +139,7 @@ def round_shares(
     """
     parts, room = {}, {}
     for domain, share in mixture.items():
-        most = 1_000_000 if high is None else math.floor(high[domain] * 1_000_000 + _SLACK)
+        most = 1_000_000 if high is None else max(1, math.floor(high[domain] * 1_000_000 + _SLACK))
         least = 1 if low is None else max(1, math.ceil(low[domain] * 1_000_000 - _SLACK))
         least = min(least, most)
         parts[domain] = min(max(least, round(share * 1_000_000)), most)

@@ -140,20 +140,23 @@ def recommend(
     )
     gains = at_centre - at_best
     reasons = _reasons(fit, len(swarm))
+    nearest = _nearest(centre, domains, arguments["lower"], arguments["upper"])
+    is_outside = bool(np.abs(nearest - centre).max() > ROUNDING)
     if (fit.explained >= EXPLAINED).any():
         mixture, band = best.mixture, np.quantile([found.mixture for found in each], BAND, axis=0)
         low, high = np.quantile(gains, BAND).tolist()
         if low <= (kl * _divergence(mixture, centre) if kl > 0 else 0.0):
             improvement = "the improvement over the prior" + (" less the KL term" if kl > 0 else "")
-            reasons.append(f"{improvement} is within the laws' uncertainty")
+            reasons.append(
+                "the prior is outside the bounds, and no mixture within them is certainly better"
+                if is_outside
+                else f"{improvement} is within the laws' uncertainty"
+            )
         support = Support.UNCERTAIN if reasons else Support.SUPPORTED
     else:
-        mixture, band = (
-            _nearest(centre, domains, arguments["lower"], arguments["upper"]),
-            np.full((2, len(domains)), math.nan),
-        )
+        mixture, band = nearest, np.full((2, len(domains)), math.nan)
         gains, low, high = np.zeros(1), math.nan, math.nan
-        if np.abs(mixture - centre).max() > ROUNDING:
+        if is_outside:
             reasons.append("the prior is outside the bounds: the mixture is the nearest within them")
         support = Support.UNSUPPORTED
     at_mixture = np.stack([law.losses(mixture) for law in fit.resampled])
