@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.comparison.methods import ENDPOINTS, Method, needs, sources
 from drpruning.config import RunConfig
+from drpruning.config.mixture import readers
 from drpruning.errors import ConfigError, StateError, did_you_mean
 from drpruning.files import write_text
 from drpruning.formatting import flops_in_words
@@ -183,8 +184,9 @@ class Comparison:
     def _check_settings(self, job: Job) -> None:
         """Check that an existing run was made with the settings that its method has now.
 
-        A finished run may name the corpus otherwise, since fingerprints of corpora are compared (:meth:`check_corpus`).
-        Numbers from other runs are compared if those runs are finished, and up to rounding.
+        A finished run may differ in settings that its strategy does not read. It may name the corpus otherwise, since
+        fingerprints of corpora are compared (:meth:`check_corpus`). Numbers from other runs are compared if those runs
+        are finished, and up to rounding.
         """
         folder = RunFolder(job.folder)
         if job.method.model or not folder.exists:
@@ -208,8 +210,8 @@ class Comparison:
             config = self.config(job, dummy if "mixture.reference_loss" in filled else None)
             changed = changed_settings(folder, config)
             changed = {key: values for key, values in changed.items() if not key.startswith(tuple(filled))}
-        if job.finished:
-            changed.pop("data.corpus", None)
+        if changed and job.finished:
+            changed = {key: values for key, values in changed.items() if _affects_result(key, job.method.strategy)}
         if changed:
             first = "mixture.strategy" if "mixture.strategy" in changed else next(iter(changed))
             stored, now = (shown(value) for value in changed.pop(first))
@@ -500,6 +502,14 @@ def _threads_in(folder: Path) -> int | None:
     stored = RunFolder(folder)
     threads = stored.read_recipe().get("training", {}).get("threads") if stored.exists else None
     return threads if isinstance(threads, int) else None
+
+
+def _affects_result(key: str, strategy: str) -> bool:
+    """Return whether a setting can change the result of a run with a strategy, on the same corpus."""
+    section, _, rest = key.partition(".")
+    if section == "mixture":
+        return key == "mixture.strategy" or strategy in readers(rest.partition(".")[0])
+    return key != "data.corpus"
 
 
 def _nearly_equal(stored: object, now: object) -> bool:
