@@ -113,6 +113,9 @@ def test_its_losses_can_be_references(comparison: Comparison, progress: Outcomes
     (folder / "models" / "small").mkdir(parents=True)
     (folder / "models" / "small" / "model.json").write_text(json.dumps({"model": "m", "losses": losses}))
     assert one.references(job) == losses
+    assert one.jobs()[0].finished
+    (folder / "models" / "small" / "model.json").write_text('{"model": "m", "losses": {"sums": NaN}}')
+    assert not one.jobs()[0].finished  # measured again, which fails
 
 
 def test_wrong_models(recipe_file: Path, tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from drpruning.comparison.metrics import (
     mean_mixture,
     tokens_to_reach,
 )
-from drpruning.comparison.results import DocumentSums, points_of
+from drpruning.comparison.pareto import pareto_of
+from drpruning.comparison.results import DocumentSums, Results, points_of
+from drpruning.comparison.tables import make_tables
+from drpruning.errors import StateError
 from drpruning.records import Evaluated, MixtureUpdated
 from tests.comparison.conftest import Sampled
 
@@ -121,6 +124,66 @@ def test_only_common_seeds_are_paired(sampled: Sampled) -> None:
     found = RunMetrics(fewer, resamples=5).difference(MEAN, "moving", "constant")
     assert found is not None
     assert found.pairs == 2
+
+
+def without(results: Results, method: str, seed: int) -> Results:
+    """Return the results without one run."""
+    kept = [run for run in results.runs if (run.method, run.seed) != (method, seed)]
+    return results.model_copy(update={"runs": kept})
+
+
+def test_a_method_without_a_seed_is_placed_by_the_paired_difference(sampled: Sampled) -> None:
+    """Leave out the seed of the lowest losses: the mean of the others alone would reverse the sign."""
+    results = sampled(np.random.default_rng(0), seeds=3, effect=-0.02, of_seeds=0, of_documents=0.01, of_both=0.01)
+    lowest = min(results.of("moving"), key=lambda run: sum(run.recovered.values())).seed
+    fewer = without(results, "moving", lowest)
+    measured = RunMetrics(fewer, resamples=5)
+    for name in (MEAN, WORST, WEIGHTED, "web"):
+        found = measured.difference(name, "moving", "constant")
+        assert found is not None
+        assert found.value < 0
+        assert measured.average(name, "moving") > measured.average(name, "constant")
+        placed = measured.average(name, "moving", "constant") - measured.average(name, "constant", "constant")
+        assert placed == pytest.approx(found.value)
+    both = RunMetrics(results, resamples=5)
+    assert both.average(MEAN, "moving", "constant") == both.average(MEAN, "moving")
+    tables = {table.title: table for table in make_tables(fewer, ["constant"], measured)}
+    for title in ("Held-out loss, nats per token", "Excess over the unpruned model, nats per token"):
+        constant, moving = tables[title].rows[-2:]
+        assert [constant.texts[1], moving.texts[1]] == ["3", "2"]
+        assert moving.cells[2].value < constant.cells[2].value
+        assert "Other seeds than constant: moving; their means are constant's plus the paired difference." in (
+            tables[title].note
+        )
+    assert "Other seeds" not in "".join(table.note for table in make_tables(results, ["constant"], both))
+    plot = pareto_of(fewer, "constant")
+    assert plot is not None
+    assert "Other seeds than constant: moving;" in plot.note
+    moving_point, constant_point = plot.points
+    assert moving_point.x < constant_point.x
+    assert moving_point.y < constant_point.y
+
+
+@pytest.mark.parametrize("of_base", [False, True])
+def test_models_measured_on_other_documents_do_not_compare(of_base: bool, sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(1), seeds=2)
+
+    def cut(documents: dict[str, DocumentSums]) -> dict[str, DocumentSums]:
+        return {name: DocumentSums(tokens=sums.tokens[:7], nats=sums.nats[:7]) for name, sums in documents.items()}
+
+    if of_base:
+        changed = results.model_copy(update={"base_documents": {1: cut(results.base_documents[1])}})
+        label = "the base of seed 1"
+    else:
+        *others, last = results.runs
+        changed = results.model_copy(
+            update={"runs": [*others, last.model_copy(update={"documents": cut(last.documents)})]}
+        )
+        label = "the run moving, seed 1"
+    with pytest.raises(
+        StateError, match=f"{label} was measured on 7 documents of the domain 'web', the run constant.* 20"
+    ):
+        RunMetrics(changed)
 
 
 def test_tokens_to_reach(sampled: Sampled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from drpruning.cli import group
 from drpruning.comparison.export_tables import describe
-from drpruning.comparison.methods import choose_methods
+from drpruning.comparison.methods import Method, choose_methods
 from drpruning.comparison.results import collect, read_results, write_results
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Job
 from drpruning.comparison.scheduler import ScheduleResult, run_jobs
@@ -30,6 +33,8 @@ from drpruning.errors import ConfigError, CorpusError, ExitCode, StateError
 from drpruning.files import locked
 from drpruning.formatting import flops_in_words
 from drpruning.records import BUDGET, Evaluated, Incident, ModelMeasured, StageEnded
+from drpruning.run_folder import RunFolder
+from tests.comparison.conftest import METHODS
 
 Outcomes = tuple[ScheduleResult, list[tuple[str, str]]]
 
@@ -105,6 +110,150 @@ def test_runs_on_another_corpus_are_not_put_into_the_same_table(
     arguments = ["compare", copied.recipe, "--strategies", "constant", "--seeds", "2", "--out", str(copied.folder)]
     with pytest.raises(CorpusError, match=r"constant, seed 18 in .*out belongs to another corpus"):
         CliRunner().invoke(group, arguments, catch_exceptions=False)
+
+
+def copied_runs(comparison: Comparison, folder: Path, *methods: str) -> Comparison:
+    """Return a comparison of some methods with copies of their finished runs."""
+    shutil.copytree(comparison.folder / "bases", folder / "bases")
+    for name in methods:
+        shutil.copytree(comparison.folder / "runs" / name, folder / "runs" / name)
+    return replace(comparison, folder=folder, methods={name: comparison.methods[name] for name in methods})
+
+
+def test_runs_of_other_settings_are_refused(comparison: Comparison, progress: Outcomes, tmp_path: Path) -> None:
+    assert progress[0].failed
+    comparison.check()
+    copied = copied_runs(comparison, tmp_path / "out", "constant", "moving", "mean", "wrong", "scratch", "sheared")
+    copied.check()
+    replace(copied, seeds=[17, 18, 19]).check()
+    replace(copied, methods={**copied.methods, "more": Method(strategy="cvar")}).check()
+    constant = replace(copied, methods={"constant": copied.methods["constant"]}, overrides=["mixture.delta=0.3"])
+    constant.check()  # a setting that the strategy does not read
+    replace(copied, methods={name: copied.methods[name] for name in ("sheared", "scratch")}).check()
+    with pytest.raises(
+        StateError, match=r"^the run constant, seed 17 was made with continue\.batch_size=8, now 4"
+    ) as found:
+        replace(copied, overrides=["continue.batch_size=4"]).check()
+    assert found.value.next_step == f"Give another --out, or remove {copied.folder / 'runs' / 'constant' / 'seed-17'}."
+    for name, change, message in (
+        (
+            "moving",
+            {"strategy": "group_dro", "set": {}},
+            "mixture.strategy='drpruning', now 'group_dro'",
+        ),
+        ("moving", {"set": {"mixture.delta": 0.4}}, "mixture.delta=0.5, now 0.4"),
+        ("wrong", {"shift": {"sums": 0.4}}, "mixture.reference_loss.sums="),
+        ("mean", {"average_of": "wrong"}, "data.reference_ratio."),
+        ("sheared", {"references": "moving"}, "mixture.reference_loss."),
+    ):
+        methods = {**copied.methods, name: copied.methods[name].model_copy(update=change)}
+        with pytest.raises(StateError, match=re.escape(f"the run {name}, seed 17 was made with {message}")):
+            replace(copied, methods=methods).check()
+    for name in ("moving", "scratch", "constant"):  # the numbers that other runs take from these are not known
+        for seed in (17, 18):
+            (job(copied, name, seed).folder / DOCUMENTS).unlink()
+    copied.check()
+    with pytest.raises(StateError, match=r"the run constant, seed 17 was made with mixture\.delta=None, now 0\.3"):
+        constant.check()  # it would not resume
+    with pytest.raises(
+        StateError, match=r"the run sheared, seed 17 was made with mixture\.strategy='sheared', now 'cvar'"
+    ):
+        replace(copied, methods={**copied.methods, "sheared": Method(strategy="cvar", references="scratch")}).check()
+
+
+def test_a_finished_run_may_name_its_corpus_otherwise(
+    comparison: Comparison, progress: Outcomes, corpus_folder: Path, tmp_path: Path
+) -> None:
+    assert progress[0].failed
+    copied = copied_runs(comparison, tmp_path / "out", "constant")
+    assert not copied.names_other_corpus()
+    moved = replace(copied, overrides=[f"data.corpus={corpus_folder.parent / '.' / 'moved'}"])
+    moved.check()
+    assert moved.names_other_corpus()
+    (job(moved, "constant", 18).folder / DOCUMENTS).unlink()
+    with pytest.raises(StateError, match=r"the run constant, seed 18 was made with data\.corpus="):
+        moved.check()
+
+
+def test_another_number_of_jobs_keeps_the_threads_of_the_runs(
+    comparison: Comparison, progress: Outcomes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert progress[0].failed
+    body = yaml.safe_load(Path(comparison.recipe).read_text())
+    body["training"]["threads"] = "auto"
+    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(body))
+    copied = copied_runs(comparison, tmp_path / "out", "constant")
+    (job(copied, "constant", 18).folder / DOCUMENTS).unlink()
+    threads = int(body_of(job(copied, "constant"))["training"]["threads"])
+    assert replace(copied, recipe=str(tmp_path / "auto.yaml"), folder=tmp_path / "none").stored_threads is None
+    later = replace(
+        copied,
+        recipe=str(tmp_path / "auto.yaml"),
+        threads=threads + 7,
+        seeds=[17, 18, 19],
+        methods={**copied.methods, "more": Method(strategy="constant", set={"training.threads": threads + 1})},
+    )
+    later.check()
+    found = {(each.name, each.seed): later.config(each, None).training.threads for each in later.jobs()}
+    assert found == {(name, seed): threads + (name == "more") for name in ("constant", "more") for seed in (17, 18, 19)}
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2 * (threads + 7))
+    monkeypatch.setattr("drpruning.comparison.scheduler.run_jobs", lambda *_, **__: ScheduleResult())
+    words = ["compare", later.recipe, "--strategies", "constant", "--seeds", "2", "--out", str(later.folder)]
+    shown = CliRunner().invoke(group, [*words, "--jobs", "2"], catch_exceptions=False)
+    assert f"training.threads is {threads}, as in the runs of {later.folder}; by --jobs 2" in shown.stderr
+    assert f"it would be {threads + 7}" in shown.stderr
+
+
+def test_a_method_without_a_finished_run_is_replaced_and_named(
+    comparison: Comparison, progress: Outcomes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert progress[0].failed
+    copied = copied_runs(comparison, tmp_path / "out", "constant", "moving")
+    file = job(copied, "moving", 18).folder / DOCUMENTS
+    documents = json.loads(file.read_text())
+    documents["words"]["nats"][0] = float("nan")
+    file.write_text(json.dumps(documents))
+    results = collect(copied, {})
+    reason = "its final model has a loss in the domain 'words' that is not finite"
+    assert results.failed == {"moving, seed 18": reason}
+    assert read_results(write_results(results, tmp_path)) == results
+
+    monkeypatch.setattr("drpruning.comparison.scheduler.run_jobs", lambda *_, **__: ScheduleResult())
+    (copied.folder.parent / "methods.yaml").write_text(METHODS)
+    words = ["compare", copied.recipe, "--strategies", "constant,moving,cvar", "--seeds", "2", "--against", "cvar"]
+    words += ["--methods", str(copied.folder.parent / "methods.yaml"), "--out", str(copied.folder)]
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(group, words)
+    assert shown.exit_code == ExitCode.FAILED, shown.exception
+    assert f"moving, seed 18 is not in the tables: {reason}" in shown.stderr
+    assert "cvar: no finished run; differences are to constant" in shown.stderr
+    assert "Paired differences to constant" in shown.stdout
+
+
+def body_of(each: Job) -> dict[str, Any]:
+    return RunFolder(each.folder).read_recipe()
+
+
+def test_shifted_references_come_from_a_method_that_waits_for_none(comparison: Comparison, tmp_path: Path) -> None:
+    shifted = Method(strategy="drpruning", references="base", shift={"sums": 0.5})
+    methods = {"wrong": shifted, "mean": Method(strategy="constant", average_of="wrong"), "plain": Method()}
+    first = replace(comparison, methods=methods, folder=tmp_path / "out")
+    first.check()
+    assert {each.name for each in first.waits_for(job(first, "wrong"))} == {"plain"}
+    with pytest.raises(ConfigError, match="'plain' waits for those of the first method 'wrong', which reads plain"):
+        replace(first, equal="flops").check()
+    for alone in ({"wrong": shifted}, {"s": Method(scratch=True, shift={"sums": 0.5})}):
+        with pytest.raises(
+            ConfigError, match=f"method '{next(iter(alone))}' shifts the unpruned model's losses, and no"
+        ):
+            replace(first, methods=alone).check()
+
+
+def test_runs_that_wait_for_each_other_are_an_error_and_not_a_wait(comparison: Comparison, tmp_path: Path) -> None:
+    methods = {"a": Method(references="b"), "b": Method(references="a")}
+    cycle = replace(comparison, methods=methods, folder=tmp_path / "out")
+    with pytest.raises(StateError, match="no run can start: a, seed 17 waits for b, seed 17"):
+        run_jobs(cycle, parallel=1, on_end=lambda *_: None, stop=lambda: False)
 
 
 def test_pairs_have_the_same_base_and_the_same_tokens(comparison: Comparison, progress: Outcomes) -> None:
@@ -353,6 +502,10 @@ def test_with_equal_flops_a_distilled_method_gets_fewer_steps(same_flops: Compar
     assert [row.cells[4].text for row in cost.rows] == [str(run.continue_steps) for run in runs.values()]
     assert "charges the FLOPs of constant with the same seed" in describe(results)
 
+    same_flops.check()
+    replace(same_flops, seeds=[17, 18]).check()
+    with pytest.raises(StateError, match=r"the run constant, seed 17 was made with continue\.steps=12, now 11"):
+        replace(same_flops, overrides=["continue.steps=11", *same_flops.overrides[1:]]).check()
     with pytest.raises(ConfigError, match=r"distilled, seed 17 has a budget of .*; expected equal tokens"):
         replace(same_flops, equal="tokens").check()
     reordered = dict(reversed(same_flops.methods.items()))

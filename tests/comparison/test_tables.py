@@ -13,8 +13,10 @@ import pytest
 from drpruning.cli.compare import fit_to_terminal
 from drpruning.comparison.difference_table import difference_cell
 from drpruning.comparison.export_tables import html_page, latex_tables, markdown_page
-from drpruning.comparison.metrics import RunMetrics
-from drpruning.comparison.tables import make_tables, results_verdict
+from drpruning.comparison.metrics import WORST, RunMetrics
+from drpruning.comparison.tables import compared_with, make_tables, results_verdict
+from drpruning.comparison.verdict import verdict
+from drpruning.formatting import NONE
 from drpruning.intervals import Difference
 from drpruning.tables import Table
 from tests.comparison.conftest import Sampled
@@ -160,6 +162,41 @@ def test_the_verdict_is_on_the_declared_endpoints_and_names_the_best_of_several(
     assert nearest.startswith("No method is ahead of moving in the domain web")
     alone = results.model_copy(update={"runs": results.of("constant")})
     assert results_verdict(alone, ["constant"], RunMetrics(alone)) == ""
+
+
+def test_the_verdict_names_a_method_that_is_ahead_and_not_a_lower_one_that_is_not(
+    sampled: Sampled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = sampled(np.random.default_rng(9), seeds=3)
+    differences = {"moving": Difference(-0.5, 0.6), "clear": Difference(-0.1, 0.01)}
+    metrics = RunMetrics(
+        results.model_copy(update={"methods": {**results.methods, "clear": results.methods["moving"]}})
+    )
+    monkeypatch.setattr(metrics, "difference", lambda _, method, other: differences.get(method))
+    assert verdict(metrics, [WORST], "constant") == (
+        "clear is ahead of constant in the worst excess: −0.100 [−0.120, −0.080] nats per token."
+    )
+
+
+def test_a_method_is_compared_with_once_and_one_without_runs_not_at_all(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(10), seeds=2)
+    titles = [table.title for table in make_tables(results, ["constant", "moving", "constant"])]
+    assert len(titles) == len(set(titles))
+    assert compared_with(results, ["constant", "moving", "constant"]) == ["constant", "moving"]
+    alone = results.model_copy(update={"runs": results.of("constant")})
+    assert compared_with(alone, ["moving"]) == ["constant"]
+    cost = next(table for table in make_tables(alone, ["moving"]) if table.title == "Cost")
+    assert cost.columns[-1] == "tokens to constant's plain mean"
+
+
+def test_a_loss_above_the_range_of_a_perplexity_is_not_shown(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(10), seeds=2)
+    broken = {"web": 800.0, "code": 40.0}
+    runs = [run.model_copy(update={"recovered": broken}) if run.method == "moving" else run for run in results.runs]
+    tables = {table.title: table for table in make_tables(results.model_copy(update={"runs": runs}), ["constant"])}
+    constant, moving = tables["Perplexity per token"].rows
+    assert NONE not in constant.texts
+    assert moving.texts == ["moving", "2", NONE, "2.4e+17", NONE]
 
 
 def test_a_method_without_runs_has_no_row(sampled: Sampled) -> None:

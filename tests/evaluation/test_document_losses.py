@@ -200,3 +200,5 @@ def test_what_cannot_be_measured_is_an_error(corpus_folder: Path, make_corpus) -
         broken.model.norm.weight[0] = math.nan
     with pytest.raises(SolverError, match="the loss of document 0 is not finite"):
         document_losses(broken, random_text(9), seq_len=8)
+    with pytest.raises(SolverError, match="the loss of document 0 is not finite"):
+        row_document_losses(broken, corpus, "words", seq_len=16, max_tokens=64, batch_size=4)

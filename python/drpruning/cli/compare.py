@@ -137,22 +137,30 @@ def compare(
         domains = with_shares(config, tokens).domains  # those of the recipe, in all runs
         comparison = replace(comparison, domain_tokens={name: tokens[name] for name in domains if name in tokens})
     comparison.check()
-    if comparison.recorded_corpora() and not all(job.finished for job in comparison.jobs()):
+    is_finished = all(job.finished for job in comparison.jobs())
+    if comparison.recorded_corpora() and (not is_finished or comparison.names_other_corpus()):
         from drpruning.prepare.recipe_corpus import open_corpus
 
         comparison.check_corpus(open_corpus(config))
-    if not all(job.finished for job in comparison.jobs()):
+    if not is_finished:
+        stored = comparison.stored_threads
+        if config.training.threads == "auto" and stored not in (None, comparison.threads):
+            click.echo(
+                f"training.threads is {stored}, as in the runs of {comparison.folder}; by --jobs {jobs} and the cores "
+                f"of this machine it would be {comparison.threads}",
+                err=True,
+            )
         check_installed("`drpruning compare` needs", *MODEL_PACKAGES)  # or each of the runs would fail
     comparison.declare_primary()
     with stop_on_signal("finishing the current steps and writing checkpoints (Ctrl-C to stop at once)") as stop:
         stop.include_interrupt()
         schedule = run_jobs(comparison, parallel=jobs, on_end=JobPrinter(comparison), stop=stop)
     show = ShowOptions(list(against) or [next(iter(methods))], figure=figure, as_json=as_json)
-    _show_results(comparison, schedule.failed, show, interrupted=schedule.interrupted)
+    results = _show_results(comparison, schedule.failed, show, interrupted=schedule.interrupted)
     if schedule.interrupted:
         click.echo("interrupted; everything is saved. Rerun the same command to resume.", err=True)
         sys.exit(stop.exit_code)
-    if schedule.failed:
+    if schedule.failed or (results is not None and results.failed):
         sys.exit(ExitCode.FAILED)
 
 
@@ -208,33 +216,41 @@ class ShowOptions:
     as_json: bool
 
 
-def _show_results(comparison: Comparison, failed: dict[Job, str], show: ShowOptions, *, interrupted: bool) -> None:
+def _show_results(
+    comparison: Comparison, failed: dict[Job, str], show: ShowOptions, *, interrupted: bool
+) -> Results | None:
     """Write results and tables, and print them; an interrupted comparison may have none yet."""
     from drpruning.comparison.export_tables import export_tables
     from drpruning.comparison.metrics import RunMetrics
     from drpruning.comparison.pareto import pareto_of, write_pareto
     from drpruning.comparison.results import collect, write_results
-    from drpruning.comparison.tables import make_tables, results_verdict
+    from drpruning.comparison.tables import compared_with, make_tables, results_verdict
     from drpruning.errors import StateError
 
     try:
         results: Results = collect(comparison, failed)
     except StateError:
         if interrupted:
-            return
+            return None
         raise
+    for label in results.failed.keys() - {job.label for job in failed}:
+        click.echo(f"{label} is not in the tables: {results.failed[label]}", err=True)
+    against = compared_with(results, show.against)
+    if missing := [name for name in show.against if name not in against]:
+        click.echo(f"{', '.join(missing)}: no finished run; differences are to {', '.join(against)}", err=True)
     raw = write_results(results, comparison.folder)
     metrics = RunMetrics(results)
-    tables, verdict = make_tables(results, show.against, metrics), results_verdict(results, show.against, metrics)
-    plot = pareto_of(results, show.against[0])
+    tables, verdict = make_tables(results, against, metrics), results_verdict(results, against, metrics)
+    plot = pareto_of(results, against[0])
     files = export_tables(results, tables, comparison.folder, plot, verdict)
     if show.figure and plot is not None:
         files += write_pareto(plot, comparison.folder)
     if show.as_json:
         click.echo(raw.read_text(encoding="utf-8"), nl=False)
-        return
+        return results
     _print_tables(tables, verdict)
     click.echo(f"\ntables   {', '.join(str(file) for file in files)}\nnumbers  {raw}")
+    return results
 
 
 def _print_tables(tables: list[Table], verdict: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from drpruning.comparison.results import Results, RunResult
+from drpruning.errors import StateError
 from drpruning.intervals import RESAMPLES, Array, Difference, DomainResamples, ResampledRatios, paired_difference
 
 WORST, MEAN, WEIGHTED = "worst excess", "plain mean", "ratio-weighted mean"
@@ -21,9 +22,13 @@ class RunMetrics:
         results: The results of the comparison.
         resamples: Number of resamples of the groups.
         seed: Seed of the resamples.
+
+    Raises:
+        StateError: Two runs were measured on different documents.
     """
 
     def __init__(self, results: Results, resamples: int = RESAMPLES, seed: int = 0) -> None:
+        _check_documents(results)
         self.results = results
         self.domains = results.domains
         self.ratio = np.array([results.reference_ratio[domain] for domain in self.domains])
@@ -83,10 +88,15 @@ class RunMetrics:
         found = self._worst(method, other, seeds) if name == WORST else self._linear(name, method, other, seeds)
         return paired_difference(np.array(measured), found)
 
-    def average(self, name: str, method: str) -> float:
-        """Return the mean of a metric over the seeds of a method; NaN without a seed."""
-        seeds = self.seeds(method)
-        return float(np.mean([self.metric(name, method, seed) for seed in seeds])) if seeds else math.nan
+    def average(self, name: str, method: str, other: str | None = None) -> float:
+        """Return the mean of a metric over the seeds of a method; NaN without a seed.
+
+        With ``other``, a method of other seeds is placed by the paired difference, see :func:`paired_mean`.
+        """
+        values, reference = (
+            {seed: self.metric(name, each, seed) for seed in self.seeds(each)} for each in (method, other or method)
+        )
+        return paired_mean(values, reference)
 
     def _linear(self, name: str, method: str, other: str, seeds: Sequence[int]) -> ResampledRatios:
         """Resample a mean over domains, or one domain: the documents' differences are averaged over the seeds."""
@@ -133,6 +143,54 @@ class RunMetrics:
 
     def _nats(self, method: str, seed: int, domain: str) -> Array:
         return np.array(self._runs[method, seed].documents[domain].nats)
+
+
+def paired_mean(values: Mapping[int, float], reference: Mapping[int, float]) -> float:
+    """Return a mean over seeds that compares with the mean of ``reference``, whatever seeds either has.
+
+    Seeds differ by more than methods do: the mean of a method without the seed of the highest losses would look better
+    than it is.
+
+    Args:
+        values: A number of a method by seed.
+        reference: The same number of the method that it is compared with.
+
+    Returns:
+        The mean of the values. If the seeds differ, the mean of ``reference`` plus the mean difference over the seeds
+        in common. NaN without a value.
+    """
+    common = [seed for seed in values if seed in reference]
+    if values.keys() == reference.keys() or not common:
+        return float(np.mean(list(values.values()))) if values else math.nan
+    difference = np.mean([values[seed] - reference[seed] for seed in common])
+    return float(np.mean(list(reference.values())) + difference)
+
+
+def seeds_note(results: Results, other: str) -> str:
+    """Return a sentence about the methods that have other seeds than ``other``; empty without one."""
+    expected = {run.seed for run in results.of(other)}
+    found = {name: {run.seed for run in results.of(name)} for name in results.methods}
+    names = [name for name, seeds in found.items() if seeds & expected and seeds != expected]
+    if not names:
+        return ""
+    return f"Other seeds than {other}: {', '.join(names)}; their means are {other}'s plus the paired difference."
+
+
+def _check_documents(results: Results) -> None:
+    """Check that all models were measured on equally many documents of each domain."""
+    first = results.runs[0]
+    measured = {f"the run {run.method}, seed {run.seed}": run.documents for run in results.runs}
+    measured |= {f"the base of seed {seed}": documents for seed, documents in results.base_documents.items()}
+    for label, documents in measured.items():
+        for domain in results.domains:
+            got, expected = (len(each[domain].nats) for each in (documents, first.documents))
+            if got != expected:
+                raise StateError(
+                    f"{label} was measured on {got} documents of the domain {domain!r}, the run {first.method}, seed "
+                    f"{first.seed} on {expected}: their losses do not compare",
+                    "Remove the run folders, or the files of bases/ and models/, that were measured on other text, "
+                    "then rerun the command.",
+                )
 
 
 def tokens_to_reach(runs: Sequence[RunResult], target: Mapping[int, float]) -> tuple[float, int]:

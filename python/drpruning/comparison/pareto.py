@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from drpruning.comparison.methods import Method
-from drpruning.comparison.metrics import WEIGHTED, WORST, RunMetrics
+from drpruning.comparison.metrics import WEIGHTED, WORST, RunMetrics, seeds_note
 from drpruning.comparison.results import Results
 from drpruning.report.pareto import MethodPoint, ParetoPlot, pareto_plot
 
@@ -23,11 +23,12 @@ def pareto_of(results: Results, other: str) -> ParetoPlot | None:
     points = []
     for name, method in results.methods.items():
         if metrics.seeds(name):
-            x, y = metrics.average(WEIGHTED, name), metrics.average(WORST, name)
+            x, y = metrics.average(WEIGHTED, name, other), metrics.average(WORST, name, other)
             x_ends, y_ends = _ends(metrics, WEIGHTED, name, other, x), _ends(metrics, WORST, name, other, y)
             in_view = not (method.scratch or method.model)
             points.append(MethodPoint(name, x, y, _is_static(method), x_ends, y_ends, in_view))
-    return pareto_plot(points, f"Lines: 95% intervals of the paired difference to {other}.")
+    note = f"Lines: 95% intervals of the paired difference to {other}. {seeds_note(results, other)}"
+    return pareto_plot(points, note.strip())
 
 
 def write_pareto(plot: ParetoPlot, folder: Path) -> list[Path]:

@@ -128,7 +128,7 @@ class Results(_Data):
 
 
 def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
-    """Read the finished runs.
+    """Read the finished runs; one whose losses are not finite is among the failed ones.
 
     Raises:
         StateError: No run is finished.
@@ -144,6 +144,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
                 f"Remove the run folders in {comparison.folder} of the wrong corpus, then rerun the command.",
             )
     runs, base, base_parameters = [], {}, 0
+    reasons = {job.label: reason for job, reason in failed.items()}
     started: RunStarted | None = None
     for job in comparison.jobs():
         if not job.finished:
@@ -152,15 +153,19 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
             runs += [_baseline_result(job, seed) for seed in comparison.seeds]
             continue
         records = job.records()
+        result = _run(job, records)
+        if (domain := _not_finite(result)) is not None:
+            reasons[job.label] = f"its final model has a loss in the domain {domain!r} that is not finite"
+            continue
         started = started or next(record for record in records if isinstance(record, RunStarted))
         for record in records:
             if isinstance(record, ModelMeasured) and record.model == "base":
                 base[job.seed] = record.losses
                 base_parameters = record.parameters
-        runs.append(_run(job, records))
+        runs.append(result)
     if started is None:
-        reasons = "; ".join(dict.fromkeys(failed.values()))
-        raise StateError(f"no run of {comparison.folder} is finished{f': {reasons}' if reasons else ''}")
+        every = "; ".join(dict.fromkeys(reasons.values()))
+        raise StateError(f"no run of {comparison.folder} is finished{f': {every}' if every else ''}")
     bases = {seed: comparison.folder / "bases" / f"seed-{seed}.json" for seed in base}
     return Results(
         name=started.name,
@@ -176,7 +181,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         eval_tokens=started.eval_tokens,
         final_eval_tokens=started.final_eval_tokens,
         runs=runs,
-        failed={job.label: reason for job, reason in failed.items()},
+        failed=reasons,
         primary=list(comparison.primary),
         first_primary=comparison.first_primary(),
         equal=comparison.equal,
@@ -251,6 +256,18 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
         points=[point for stage in stages if stage != "pretrain" for point in points_of(records, stage)],
         drawn=drawn_tokens(records),
         tasks=tasks,
+    )
+
+
+def _not_finite(run: RunResult) -> str | None:
+    """Return the first domain in which a run's final model has a loss that is not finite."""
+    return next(
+        (
+            domain
+            for domain, sums in run.documents.items()
+            if not np.isfinite([run.recovered[domain], *sums.nats]).all()
+        ),
+        None,
     )
 
 

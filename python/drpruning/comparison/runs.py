@@ -22,14 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drpruning.comparison.methods import ENDPOINTS, Method, needs, sources
 from drpruning.config import RunConfig
+from drpruning.config.mixture import readers
 from drpruning.errors import ConfigError, StateError, did_you_mean
 from drpruning.files import write_text
 from drpruning.formatting import flops_in_words
+from drpruning.inputs import shown
 from drpruning.mixture.static import average_mixture
 from drpruning.planning.quick_checks import check_target_shape
 from drpruning.recipes import load_recipe, with_shares
 from drpruning.records import Evaluated, ModelMeasured, Record, RunEnded, read_records, recorded_corpus
 from drpruning.run_folder import RunFolder
+from drpruning.train.stored_recipe import changed_settings
 
 if TYPE_CHECKING:
     from drpruning.corpus import Corpus
@@ -76,10 +79,14 @@ class Job:
 
 
 def read_model(job: Job) -> dict[str, Any] | None:
-    """Return the measurement of a job's baseline model; None without one, or if the file is of another model."""
+    """Return the measurement of a job's baseline model.
+
+    None without one, if the file is of another model, or if a loss is not finite (earlier versions stored such losses).
+    """
     file = job.folder / BASELINE
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found if found.get("model") == job.method.model else None
+    is_finite = all(math.isfinite(loss) for loss in found.get("losses", {}).values())
+    return found if found.get("model") == job.method.model and is_finite else None
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class Comparison:
         seeds: One run of each method for each seed.
         folder: Folder of all runs.
         threads: CPU threads of a run if the recipe does not set them; the same for all runs, or they are not paired.
+            Existing runs take precedence (:attr:`stored_threads`), so that interrupted runs can resume.
         domain_tokens: Training tokens of each domain of the recipe; needed if the recipe or a method names a static
             mixture (:meth:`names_mixtures`).
         primary: Primary endpoints of the methods file: names of :data:`~drpruning.comparison.methods.ENDPOINTS`, or
@@ -148,6 +156,7 @@ class Comparison:
 
         Raises:
             ConfigError: A method does not fit the recipe; the message names the method.
+            StateError: An existing run was made with other settings than those of its method now.
         """
         plain = self._config_without_also_run
         known = [*ENDPOINTS, *plain.domains]
@@ -162,11 +171,55 @@ class Comparison:
                 raise ConfigError(
                     f"method {job.name!r}: shift names the domain {odd[0]!r}; the recipe has no such domain"
                 )
+            if job.method.shift and needs(job.method) is None:
+                self._source_of_base_losses()
             self._check_average(job)
             self._check_budget(job)
             config = self.config(job, dummy if needs(job.method) or job.method.shift else None)
             if not all(other.finished for other in self.jobs() if other.name == job.name):
                 self._check_target(job, config)
+        for job in self.jobs():
+            self._check_settings(job)
+
+    def _check_settings(self, job: Job) -> None:
+        """Check that an existing run was made with the settings that its method has now.
+
+        A finished run may differ in settings that its strategy does not read. It may name the corpus otherwise, since
+        fingerprints of corpora are compared (:meth:`check_corpus`). Numbers from other runs are compared if those runs
+        are finished, and up to rounding.
+        """
+        folder = RunFolder(job.folder)
+        if job.method.model or not folder.exists:
+            return
+        filled = []
+        if needs(job.method) or job.method.shift:
+            filled.append("mixture.reference_loss")
+        if job.method.average_of:
+            filled.append("data.reference_ratio")
+        if self._budget_job(job):
+            filled.append("continue.charged_flops")
+        if all(source.finished for source in self.waits_for(job)):
+            config = self.config(job, self.references(job), self.average(job), self.budget(job))
+            changed = {
+                key: values
+                for key, values in changed_settings(folder, config).items()
+                if not (key.startswith(tuple(filled)) and _nearly_equal(*values))
+            }
+        else:
+            dummy = dict.fromkeys(self._config_without_also_run.domains, 1.0)
+            config = self.config(job, dummy if "mixture.reference_loss" in filled else None)
+            changed = changed_settings(folder, config)
+            changed = {key: values for key, values in changed.items() if not key.startswith(tuple(filled))}
+        if changed and job.finished:
+            changed = {key: values for key, values in changed.items() if _affects_result(key, job.method.strategy)}
+        if changed:
+            first = "mixture.strategy" if "mixture.strategy" in changed else next(iter(changed))
+            stored, now = (shown(value) for value in changed.pop(first))
+            further = f" (also different: {', '.join(changed)})" if changed else ""
+            raise StateError(
+                f"the run {job.label} was made with {first}={stored}, now {now}{further}",
+                f"Give another --out, or remove {job.folder}.",
+            )
 
     def _check_target(self, job: Job, config: RunConfig) -> None:
         """Check the target shape of a method, so that no other method's runs end before an impossible one is found."""
@@ -228,12 +281,18 @@ class Comparison:
 
     def _reads(self, name: str, target: str) -> list[str]:
         """Return the methods from the one after ``name`` to ``target`` that read each other's runs; empty if none."""
-        for other in sources(self.methods[name]):
+        for other in self._sources(name):
             if other == target:
                 return [other]
             if further := self._reads(other, target):
                 return [other, *further]
         return []
+
+    def _sources(self, name: str) -> list[str]:
+        """Return the methods whose runs a method reads."""
+        method = self.methods[name]
+        shifted = [self._source_of_base_losses()] if method.shift and needs(method) is None else []
+        return sources(method) + shifted
 
     @property
     def budget_method(self) -> str:
@@ -292,7 +351,7 @@ class Comparison:
             )
         items: dict[str, Any] = {"also_run": [], "seed": job.seed, "mixture.strategy": method.strategy}
         if plain.training.threads == "auto":
-            items["training.threads"] = self.threads
+            items["training.threads"] = self._threads(job)
         if method.scratch:
             items |= _scratch(plain)
         items |= plain.shares_to_set()
@@ -312,6 +371,17 @@ class Comparison:
         except ConfigError as error:
             raise ConfigError(f"method {job.name!r}: {error.message}", error.next_step) from error
 
+    @cached_property
+    def stored_threads(self) -> int | None:
+        """Threads of the runs that exist, of these methods if there are any; None without a run."""
+        own = [job.folder for job in self.jobs() if "training.threads" not in job.method.set]
+        folders = [*own, *sorted(file.parent for file in self.folder.glob("runs/*/*/recipe.yaml"))]
+        return next(filter(None, map(_threads_in, folders)), None)
+
+    def _threads(self, job: Job) -> int:
+        """Return the threads of a run: its own if it exists, otherwise those of the runs that exist."""
+        return _threads_in(job.folder) or self.stored_threads or self.threads
+
     def declare_primary(self) -> None:
         """Store the primary endpoints in the folder, unless an earlier call did or runs exist."""
         file = self.folder / PRIMARY
@@ -328,6 +398,11 @@ class Comparison:
         """Return the recorded fingerprints of the corpora on which runs and baseline models were measured so far."""
         found = {job: job.recorded_corpus() for job in self.jobs()}
         return {job: corpus for job, corpus in found.items() if corpus is not None}
+
+    def names_other_corpus(self) -> bool:
+        """Return whether an existing run was made with another ``data.corpus`` than the recipe has now."""
+        folders = [folder for job in self.jobs() if (folder := RunFolder(job.folder)).exists]
+        return any(each.read_recipe()["data"]["corpus"] != self.plain_recipe.data.corpus for each in folders)
 
     def check_corpus(self, corpus: Corpus) -> None:
         """Check that the existing runs were measured on ``corpus``.
@@ -354,7 +429,7 @@ class Comparison:
         other = needs(job.method)
         if other is None and not job.method.shift:
             return None
-        first = other or self._first()
+        first = other or self._source_of_base_losses()
         source = Job(first, job.seed, self._run_folder(first, job.seed), self.methods[first])
         if source.method.model:
             losses = (read_model(source) or {}).get("losses")
@@ -400,14 +475,46 @@ class Comparison:
     def waits_for(self, job: Job) -> set[Job]:
         """Return the runs that must end before this run can start."""
         runs = {*self._averaged_runs(job), *filter(None, [self._budget_job(job)])}
-        other = needs(job.method) or (self._first() if job.method.shift else None)
+        other = needs(job.method) or (self._source_of_base_losses() if job.method.shift else None)
         if other is not None:
             runs.add(Job(other, job.seed, self._run_folder(other, job.seed), self.methods[other]))
         return runs
 
-    def _first(self) -> str:
-        """Return the first method that has an unpruned model."""
-        return next(name for name, method in self.methods.items() if not method.scratch and not method.model)
+    def _source_of_base_losses(self) -> str:
+        """Return the first method that measures the unpruned model and reads no other run, for shifted references.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        for name, method in self.methods.items():
+            if not (method.scratch or method.model or method.shift or sources(method)):
+                return name
+        shifted = next(name for name, method in self.methods.items() if method.shift)
+        raise ConfigError(
+            f"method {shifted!r} shifts the unpruned model's losses, and no method measures them: one that is not "
+            "trained from new weights, has no shift and reads no other run",
+            "Add a method such as constant, or name another method in references.",
+        )
+
+
+def _threads_in(folder: Path) -> int | None:
+    """Return the threads in the recipe of a run folder; None if there is no such number."""
+    stored = RunFolder(folder)
+    threads = stored.read_recipe().get("training", {}).get("threads") if stored.exists else None
+    return threads if isinstance(threads, int) else None
+
+
+def _affects_result(key: str, strategy: str) -> bool:
+    """Return whether a setting can change the result of a run with a strategy, on the same corpus."""
+    section, _, rest = key.partition(".")
+    if section == "mixture":
+        return key == "mixture.strategy" or strategy in readers(rest.partition(".")[0])
+    return key != "data.corpus"
+
+
+def _nearly_equal(stored: object, now: object) -> bool:
+    """Return whether two numbers are equal up to the rounding of sums in float32."""
+    return isinstance(stored, float) and isinstance(now, float) and math.isclose(stored, now, rel_tol=1e-6)
 
 
 def _last_losses(records: Sequence[Record]) -> dict[str, float] | None:

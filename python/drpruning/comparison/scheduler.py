@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from drpruning.comparison.runs import Comparison, Job
-from drpruning.errors import DrpruningError, ExitCode
+from drpruning.errors import DrpruningError, ExitCode, StateError
 from drpruning.files import check_unix, create_file
 from drpruning.train.signals import SCHEDULER_SIGNALS
 
@@ -55,6 +55,9 @@ def run_jobs(comparison: Comparison, *, parallel: int, on_end: JobCallback, stop
         parallel: Maximum number of runs at a time.
         on_end: Called for each run that ends.
         stop: Polled; once true, running processes write a checkpoint, and no other run starts.
+
+    Raises:
+        StateError: The remaining runs wait for each other.
     """
     check_unix()
     result = ScheduleResult()
@@ -100,14 +103,23 @@ def log_path(folder: Path, job: Job) -> Path:
 
 
 def _next_job(
-    comparison: Comparison, waiting: Iterable[Job], running: Iterable[Job], bases: set[int | None]
+    comparison: Comparison, waiting: Sequence[Job], running: Collection[Job], bases: set[int | None]
 ) -> Job | None:
-    """Return the first run that can start now, or that never can and raises the reason when it starts."""
+    """Return the first run that can start now, or that never can and raises the reason when it starts.
+
+    Raises:
+        StateError: The waiting runs wait for each other.
+    """
     unfinished = {*waiting, *running}
     in_training = {comparison.base(job) for job in running} - bases
     for job in waiting:
         if comparison.base(job) not in in_training and not comparison.waits_for(job) & unfinished:
             return job
+    if waiting and not running:
+        others = sorted(other.label for other in comparison.waits_for(waiting[0]) & unfinished)
+        raise StateError(
+            f"no run can start: {waiting[0].label} waits for {', '.join(others)}, which cannot start either"
+        )
     return None
 
 

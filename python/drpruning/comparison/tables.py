@@ -14,6 +14,8 @@ from drpruning.comparison.metrics import (
     RunMetrics,
     final_means,
     mean_mixture,
+    paired_mean,
+    seeds_note,
     tokens_to_reach,
 )
 from drpruning.comparison.results import Results
@@ -37,7 +39,7 @@ def make_tables(results: Results, against: Sequence[str], metrics: RunMetrics | 
         metrics: Metrics of these results; None: they are computed.
     """
     metrics = metrics or RunMetrics(results)
-    others = _compared_with(results, against)
+    others = compared_with(results, against)
     tables = [
         *_primary(results, metrics, others),
         _losses(results, metrics, others[0]),
@@ -52,17 +54,18 @@ def make_tables(results: Results, against: Sequence[str], metrics: RunMetrics | 
     ]
     if any(run.tasks for run in results.runs):
         tables.append(_tasks(results))
-    tables += [*(_mixture(results, stage) for stage in ("prune", "continue")), _cost(results, against)]
+    tables += [*(_mixture(results, stage) for stage in ("prune", "continue")), _cost(results, others[0])]
     return [table for table in [*tables, _methods(results)] if table.rows]
 
 
 def results_verdict(results: Results, against: Sequence[str], metrics: RunMetrics) -> str:
     """Return the verdict on the primary endpoints, without any on worst excess and means; see :func:`.verdict`."""
-    return verdict(metrics, _primary_metrics(results) or SUMMARY, _compared_with(results, against)[0])
+    return verdict(metrics, _primary_metrics(results) or SUMMARY, compared_with(results, against)[0])
 
 
-def _compared_with(results: Results, against: Sequence[str]) -> list[str]:
-    return [other for other in against if results.of(other)] or [results.runs[0].method]
+def compared_with(results: Results, against: Sequence[str]) -> list[str]:
+    """Return the methods of ``against`` that have a finished run, each once; without any, that of the first run."""
+    return list(dict.fromkeys(other for other in against if results.of(other))) or [results.runs[0].method]
 
 
 def _primary_metrics(results: Results) -> list[str]:
@@ -102,31 +105,38 @@ def _losses(results: Results, metrics: RunMetrics, other: str) -> Table:
         rows.append(row(_large(results), "", losses, reference=True))
     for method in results.methods:
         if runs := results.of(method):
-            losses = [_mean([run.recovered[domain] for run in runs]) for domain in results.domains]
+            losses = [
+                paired_mean(
+                    {run.seed: run.recovered[domain] for run in runs},
+                    {run.seed: run.recovered[domain] for run in results.of(other)},
+                )
+                for domain in results.domains
+            ]
             rows.append(row(method, str(len(runs)), losses))
     return Table(
         ["method", "seeds", *columns],
         rows,
         title="Held-out loss, nats per token",
-        note=f"Means over the seeds. {_rule_of_marks(other)}",
+        note=" ".join(filter(None, ["Means over the seeds.", seeds_note(results, other), _rule_of_marks(other)])),
     )
 
 
 def _excess(results: Results, metrics: RunMetrics, other: str) -> Table:
     columns = [*results.domains, WORST, MEAN]
     rows = []
+    means = "Means over the seeds; worst excess is the mean of each seed's worst domain."
     for method in results.methods:
         runs = results.of(method)
         if runs and metrics.seeds(method):
-            excess = [metrics.average(domain, method) for domain in results.domains]
-            worst = metrics.average(WORST, method)
+            excess = [metrics.average(domain, method, other) for domain in results.domains]
+            worst = metrics.average(WORST, method, other)
             cells = [Cell.of(value, signed) for value in (*excess, worst, _mean(excess))]
             rows.append(Row.of(method, str(len(runs)), *_marked(cells, columns, metrics, method, other)))
     return Table(
         ["method", "seeds", *results.domains, WORST, "mean"],
         rows,
         title=f"Excess over the {_large(results)} model, nats per token",
-        note="Means over the seeds; worst excess is the mean of each seed's worst domain. " + _rule_of_marks(other),
+        note=" ".join(filter(None, [means, seeds_note(results, other), _rule_of_marks(other)])),
     )
 
 
@@ -148,8 +158,8 @@ def _perplexities(results: Results) -> Table:
     rows = []
     for method in results.methods:
         if runs := results.of(method):
-            values = [_mean([math.exp(run.recovered[domain]) for run in runs]) for domain in results.domains]
-            cells = (Cell.of(value, "{:.1f}".format) for value in (*values, _mean(values)))
+            values = [_mean([_perplexity(run.recovered[domain]) for run in runs]) for domain in results.domains]
+            cells = (Cell.of(value, _tenths) for value in (*values, _mean(values)))
             rows.append(Row.of(method, str(len(runs)), *cells))
     return Table(
         ["method", "seeds", *results.domains, "mean"],
@@ -191,8 +201,7 @@ def _mixture(results: Results, stage: str) -> Table:
     )
 
 
-def _cost(results: Results, against: Sequence[str]) -> Table:
-    others = [other for other in against if results.of(other)][:1]
+def _cost(results: Results, other: str) -> Table:
     columns = ["tokens", "charged FLOPs", *(["steps of continue"] if results.equal == "flops" else []), "time"]
     rows = []
     for method in results.methods:
@@ -200,7 +209,7 @@ def _cost(results: Results, against: Sequence[str]) -> Table:
         if not runs:
             continue
         if results.methods[method].model:
-            rows.append(Row.of(method, count(runs[0].parameters), *(NONE for _ in columns), *(NONE for _ in others)))
+            rows.append(Row.of(method, count(runs[0].parameters), *(NONE for _ in columns), NONE))
             continue
         tokens = [sum(run.drawn.values()) for run in runs]
         charged = [math.nan if run.charged_flops is None else run.charged_flops for run in runs]
@@ -212,14 +221,13 @@ def _cost(results: Results, against: Sequence[str]) -> Table:
             *([f"{_mean(steps):,.0f}"] if results.equal == "flops" else []),
             duration(_mean([run.seconds for run in runs])),
         ]
-        for other in others:
-            target = final_means(results.of(other))
-            fraction, reached = tokens_to_reach(runs, target)
-            paired = sum(run.seed in target for run in runs)
-            cells.append(f"{percent(fraction)} ({reached} of {paired})" if reached else f"not reached (0 of {paired})")
+        target = final_means(results.of(other))
+        fraction, reached = tokens_to_reach(runs, target)
+        paired = sum(run.seed in target for run in runs)
+        cells.append(f"{percent(fraction)} ({reached} of {paired})" if reached else f"not reached (0 of {paired})")
         rows.append(Row.of(method, *cells))
     return Table(
-        ["method", "parameters", *columns, *(f"tokens to {other}'s plain mean" for other in others)],
+        ["method", "parameters", *columns, f"tokens to {other}'s plain mean"],
         rows,
         title="Cost",
         note="Means over the seeds; tokens and FLOPs without the stage pretrain. Charged are the passes of student and "
@@ -259,6 +267,18 @@ def _methods(results: Results) -> Table:
 
 def _accuracy(metrics: dict[str, float]) -> float:
     return next((metrics[name] for name in ACCURACIES if name in metrics), math.nan)
+
+
+def _perplexity(loss: float) -> float:
+    """Return the exponential of a loss; infinite above the range of a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _tenths(value: float) -> str:
+    """Format a perplexity; a large one with its order of magnitude, as it is that of a broken model."""
+    if not math.isfinite(value):
+        return NONE
+    return f"{value:.1f}" if value < 1e7 else f"{value:.1e}"
 
 
 def _hundredths(value: float) -> str:

@@ -37,10 +37,9 @@ def verdict(metrics: RunMetrics, endpoints: Sequence[str], other: str) -> str:
         behind = [method for method in differences if (name, method) in clear and differences[method].value > 0]
         nearest = min(differences, key=lambda method: differences[method].value, default="")
         if ahead:
+            first = min(ahead, key=lambda method: differences[method].value)
             more = f"; {len(ahead)} methods are ahead of it" if len(ahead) > 1 else ""
-            sentences.append(
-                f"{nearest} is ahead of {other} in {_noun(name)}: {_interval(differences[nearest])}{more}."
-            )
+            sentences.append(f"{first} is ahead of {other} in {_noun(name)}: {_interval(differences[first])}{more}.")
         elif differences and len(behind) == len(differences):
             reverse = _interval(differences[nearest], sign=-1)
             whom = nearest if len(behind) == 1 else f"every other method, the nearest {nearest}"

@@ -115,11 +115,7 @@ def document_losses(
     windows = packed_windows(text, seq_len) if packed else document_windows(text, seq_len, stride)
     documents = len(text.documents)
     nats = summed_nats(model, windows, documents, _batch_tokens(model, seq_len, batch_size), autocast)
-    if not np.isfinite(nats).all():
-        raise SolverError(
-            f"the loss of document {int(np.flatnonzero(~np.isfinite(nats))[0])} is not finite",
-            "Use float32, or a seq_len that the model was trained for.",
-        )
+    _check_finite(nats)
     return DocumentLosses(
         nats=nats,
         tokens=windows.scored(documents),
@@ -157,14 +153,26 @@ def row_document_losses(
     Returns:
         Losses of the documents with at least one predicted token, in the order of the text. The sums over them give the
         domain's mean loss of :class:`~drpruning.records.ModelMeasured`.
+
+    Raises:
+        SolverError: The loss of a document is not finite.
     """
     rows = torch.from_numpy(corpus.held_out_rows(domain, seq_len, max_tokens, split))
     numbers = row_documents(corpus, domain, seq_len, max_tokens=max_tokens, split=split)[:, 1:]
     documents, owners, tokens = np.unique(numbers, return_inverse=True, return_counts=True)
     owners_BT = torch.from_numpy(owners.reshape(numbers.shape))
     nats = sum_by_document(_row_losses(model, rows, owners_BT, batch_size, autocast), len(tokens), _device(model))
+    _check_finite(nats)
     groups = document_groups(corpus, domain, documents, split)
     return DocumentLosses(nats=nats, tokens=tokens, lengths=tokens, sizes=None, groups=groups)
+
+
+def _check_finite(nats: NDArray[np.float64]) -> None:
+    if not np.isfinite(nats).all():
+        raise SolverError(
+            f"the loss of document {int(np.flatnonzero(~np.isfinite(nats))[0])} is not finite",
+            "Use float32, or a seq_len that the model was trained for.",
+        )
 
 
 def summed_nats(

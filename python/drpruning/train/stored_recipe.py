@@ -35,11 +35,7 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
             (partial / METRICS).touch()
         return config
     stored = _stored_recipe(folder)
-    if config.training.threads == "auto":
-        config = config.with_threads(stored.training.threads)  # measured when the folder was created
-    if config.mixture.sizes_file is not None:
-        config = config.with_reference_loss(stored.mixture.reference_loss)
-    config = _with_stored_shares(config, stored)
+    config = _with_chosen_numbers(config, stored)
     if stored.hash() != config.hash():
         different = ", ".join(_differences(config, stored))
         raise StateError(
@@ -48,6 +44,28 @@ def open_run_folder(folder: RunFolder, config: RunConfig, *, resume: bool) -> Ru
         )
     clear_partial(folder.path)
     return config
+
+
+def changed_settings(folder: RunFolder, config: RunConfig) -> dict[str, tuple[object, object]]:
+    """Return the settings that keep ``config`` from resuming the run of a folder: each one's stored and new value.
+
+    A setting that one of both recipes does not have is None there.
+
+    Raises:
+        ConfigError: The stored recipe cannot be read.
+        StateError: The stored recipe is damaged.
+    """
+    stored = _stored_recipe(folder)
+    return _differences(_with_chosen_numbers(config, stored), stored)
+
+
+def _with_chosen_numbers(config: RunConfig, stored: RunConfig) -> RunConfig:
+    """Return the recipe with the numbers that were chosen when the folder was created."""
+    if config.training.threads == "auto":
+        config = config.with_threads(stored.training.threads)
+    if config.mixture.sizes_file is not None:
+        config = config.with_reference_loss(stored.mixture.reference_loss)
+    return _with_stored_shares(config, stored)
 
 
 def _with_stored_shares(config: RunConfig, stored: RunConfig) -> RunConfig:
@@ -78,10 +96,14 @@ def _stored_recipe(folder: RunFolder) -> RunConfig:
         raise StateError(f"{folder.recipe} is damaged: {error}", "Give another --out.") from error
 
 
-def _differences(config: RunConfig, stored: RunConfig) -> list[str]:
-    """Return the settings that differ, among those that decide the result."""
+def _differences(config: RunConfig, stored: RunConfig) -> dict[str, tuple[object, object]]:
+    """Return the settings that differ, among those that decide the result: each one's stored and new value."""
     given, expected = _flat_settings(config.fixed_on_resume()), _flat_settings(stored.fixed_on_resume())
-    return [key for key in sorted(given.keys() | expected.keys()) if given.get(key) != expected.get(key)]
+    return {
+        key: (expected.get(key), given.get(key))
+        for key in sorted(given.keys() | expected.keys())
+        if given.get(key) != expected.get(key)
+    }
 
 
 def _flat_settings(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
