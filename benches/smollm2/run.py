@@ -98,6 +98,11 @@ def build_base(work: Path) -> None:
         plain.save_pretrained(folder)
 
 
+def build_corpus(work: Path) -> None:
+    """Write ``WORK/corpus``, the demo corpus with the base's tokenizer, if it does not exist."""
+    prepare_demo(work / "corpus", domain_characters=CHARACTERS, tokenizer=load_tokenizer(str(work / "base")))
+
+
 def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None) -> int:
     """Run `drpruning compare`, for at most this time; return its exit code."""
     command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", "flops"]
@@ -218,7 +223,7 @@ def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool)
     work.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(work / "packages"))  # gguf reads the model and writes the result
     build_base(work)
-    prepare_demo(work / "corpus", domain_characters=CHARACTERS, tokenizer=load_tokenizer(str(work / "base")))
+    build_corpus(work)
     folder = work / f"{'small' if small else 'whole'}-{steps}"
     code = compare(folder, settings(work, steps, small=small), seeds, minutes)
     if code:
