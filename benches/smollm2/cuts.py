@@ -33,9 +33,6 @@ CUTS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "taylor, hidden by activation": ("taylor", ("hidden",), False),
     "activation, repaired": ("activation", (), True),
     "taylor, repaired": ("taylor", (), True),
-    "taylor, hidden by activation, repaired": ("taylor", ("hidden",), True),
-    "taylor, depth by activation, repaired": ("taylor", ("layer",), True),
-    "taylor, depth and hidden by activation, repaired": ("taylor", ("layer", "hidden"), True),
 }
 """For each cut: the measure, the kinds that have the other measure, and whether it is repaired."""
 

@@ -48,7 +48,7 @@ SMALL = {
     "data.seq_len": 128,
     "data.reference_ratio": {"python": 0.5, "cpp": 0.25, "math": 0.15, "readme": 0.1},
     "prune.batch_size": 1,
-    "prune.calibration.tokens": 512,
+    "prune.calibration.tokens": 8192,
     "continue.batch_size": 1,
     "training.micro_batch_size": None,
     "training.threads": 1,

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError
-from drpruning.export.repair import check_repairable, repair
+from drpruning.export.repair import check_calibration, check_repairable, repair
 from drpruning.planning.starter import NOT_REPAIRED
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.extract import KeptUnits, extract
@@ -107,3 +107,10 @@ def test_a_family_that_the_repair_cannot_change_is_refused_before_training(name:
         return
     with pytest.raises(ConfigError, match=r"fused projection|experts|adds the outputs"):
         check_repairable(config)
+
+
+def test_fewer_calibration_tokens_than_inputs_are_refused() -> None:
+    target = Target(layers=2, hidden=48, intermediate=96)
+    check_calibration(96, target)
+    with pytest.raises(ConfigError, match="95 calibration tokens for projections with 96 inputs"):
+        check_calibration(95, target)

@@ -336,7 +336,7 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
 
     from drpruning.cli.render.result import CommandResult
     from drpruning.corpus import Corpus
-    from drpruning.export.repair import repair
+    from drpruning.export.repair import check_calibration, repair
     from drpruning.hf.models import load
     from drpruning.hf.tokenizers import corpus_tokenizer
     from drpruning.pruning import MaskedModel, Target, parameter_count
@@ -350,6 +350,8 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
     corpus = Corpus.open(request.corpus)
     target = Target(**request.target)
     loaded = load(request.model)
+    if request.repair is not None:
+        check_calibration(request.rows * request.seq_len, target.resolve(loaded.config))
     masked = MaskedModel(loaded, target).eval()
     uniform = dict.fromkeys(corpus.domains, 1.0)
 

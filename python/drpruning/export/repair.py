@@ -35,6 +35,8 @@ from drpruning.pruning.verification import TinyModels, tiny_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from drpruning.pruning.target import Target
+
 RIDGE = 0.01
 """lambda in units of the mean diagonal entry of X^T X."""
 
@@ -116,6 +118,29 @@ def repair(
             passed = source + 1
     pruned.train(training)
     return found
+
+
+def check_calibration(tokens: int, target: Target) -> None:
+    """Check that there are more calibration tokens than a projection of the pruned model has inputs.
+
+    With fewer, the regression fits the calibration text exactly, and the model is worse on other text.
+
+    Args:
+        tokens: Calibration tokens.
+        target: Shape of the pruned model, with all sizes.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    sizes = target.sizes()
+    inputs = max(sizes.get("intermediate", 0), sizes.get("hidden", 0))
+    if tokens < inputs:
+        raise ConfigError(
+            f"the repair has {tokens:,} calibration tokens for projections with {inputs:,} inputs; expected several "
+            f"times {inputs:,}",
+            "Calibrate on more text (prune.calibration.tokens in a recipe, --rows of `export prune`), or leave the "
+            "repair out.",
+        )
 
 
 @torch.no_grad()

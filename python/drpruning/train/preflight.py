@@ -18,7 +18,7 @@ from drpruning.corpus import Corpus
 from drpruning.corpus.manifest import SPLITS
 from drpruning.errors import ConfigError, DiskError, MissingExtraError, install_command
 from drpruning.evaluation.tasks import find_tasks
-from drpruning.export.repair import check_repairable
+from drpruning.export.repair import check_calibration, check_repairable
 from drpruning.formatting import size_in_words
 from drpruning.hf.models import text_config
 from drpruning.hf.tokenizers import corpus_tokenizer
@@ -124,6 +124,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
         check_model(base_config, config.training, config.data)
         if config.prune.repair is not None:
             check_repairable(base_config)
+            check_calibration(config.prune.calibration.tokens, target)
     for name in dict.fromkeys((config.mixture.strategy, *config.also_run)):
         check_strategy(config.with_strategy(name), corpus)
     check_stored_teachers(config, corpus)
