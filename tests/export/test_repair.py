@@ -109,8 +109,10 @@ def test_a_family_that_the_repair_cannot_change_is_refused_before_training(name:
         check_repairable(config)
 
 
-def test_fewer_calibration_tokens_than_inputs_are_refused() -> None:
+def test_too_few_calibration_tokens_are_refused() -> None:
     target = Target(layers=2, hidden=48, intermediate=96)
-    check_calibration(96, target)
-    with pytest.raises(ConfigError, match="95 calibration tokens for projections with 96 inputs"):
-        check_calibration(95, target)
+    check_calibration(384, target)
+    with pytest.raises(
+        ConfigError, match="383 calibration tokens for projections with 96 inputs; expected at least 384"
+    ):
+        check_calibration(383, target)

@@ -151,3 +151,13 @@ def test_what_cannot_be_trained_is_refused(corpus: Corpus, tmp_path: Path) -> No
 def test_shares_of_tiny_domains_stay_above_zero() -> None:
     ratio = tempered_ratio({"web": 10**12, "code": 1, "math": 3})
     assert ratio == {"web": 0.9998, "code": 0.0001, "math": 0.0001}
+
+
+def test_a_wide_model_is_repaired_on_more_text(corpus: Corpus) -> None:
+    source = read_shape("meta-llama/Llama-3.1-8B")
+    target = search_shapes(source, Budget(parameters=6e9), Serving(accelerator=find_accelerator("H100")), number=1)[0]
+    config = write_recipe("m", source, target.target, corpus, Machine(device="cuda"), name="mine", tokens=1e9).config
+    wide = config.pruning.target.intermediate
+    assert wide is not None
+    assert wide > 8192
+    assert (config.pruning.steps, config.pruning.calibration.tokens) == (1, 8 * wide)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from drpruning.config import RunConfig
+from drpruning.config.stages import CalibrationConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.formatting import count
@@ -64,6 +65,8 @@ TEMPERATURE = 0.5
 """Power of the domains' tokens in the reference ratio: docs/benchmarks/mixtures.md."""
 RIDGE = 0.01
 """Ridge of the repair of a one-shot cut."""
+CALIBRATION_PER_INPUT = 8
+"""Calibration tokens for each input of the widest projection, for the repair."""
 NOT_REPAIRED = {
     "exaone4", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "gpt_oss", "granite", "mixtral", "olmo2", "olmo3",
     "olmoe", "phi3", "qwen2_moe", "qwen3_moe",
@@ -375,7 +378,7 @@ def _prune(values: Mapping[str, Any]) -> str:
         f"  learning_rate: {values['rate']}",
         f"  eval_every: {max(1, steps // 20)}",
         _line("  gate_init: taylor", "gates start from the importance of their units"),
-        _line("  calibration: {rows: even}", "measured on as much text of each domain"),
+        _line(f"  calibration: {{rows: even{_calibration_tokens(values)}}}", "measured on as much text of each domain"),
     ]
     if not one_shot:
         lines.append(_line(f"  distill: {{weight: {MASK_DISTILL_WEIGHT}}}", "the unpruned model is the teacher"))
@@ -384,6 +387,13 @@ def _prune(values: Mapping[str, Any]) -> str:
     lines.append(_line("  target:", f"{values['parameters']:,} parameters; `drpruning plan shape` has others"))
     lines += [f"    {name}: {size}" for name, size in values["target"].sizes().items()]
     return "\n".join(lines)
+
+
+def _calibration_tokens(values: Mapping[str, Any]) -> str:
+    """Return the setting of the calibration tokens where the default is too little text for the repair."""
+    needed = CALIBRATION_PER_INPUT * (values["target"].intermediate or values["source"].intermediate_size)
+    default = CalibrationConfig.model_fields["tokens"].default
+    return f", tokens: {needed}" if values["prune_steps"] == 1 and needed > default else ""
 
 
 def _continue(values: Mapping[str, Any]) -> str:
