@@ -62,7 +62,7 @@ MASK_DISTILL_WEIGHT = 0.9
 DISTILL_WEIGHTS = 1.0, 0.5
 """Weight of the teacher in the first and the last step after the cut: docs/benchmarks/equal_compute.md."""
 TEMPERATURE = 0.5
-"""Power of the domains' tokens in the reference ratio: docs/benchmarks/mixtures.md."""
+"""Power of the domains' tokens in the reference ratio: docs/planning.md has the measurements."""
 RIDGE = 0.01
 """Ridge of the repair of a one-shot cut."""
 CALIBRATION_PER_INPUT = 8
