@@ -518,3 +518,26 @@ def test_a_budget_that_the_stages_before_have_spent_is_an_error() -> None:
     assert stage.within_budget(1e9, 5e7).steps == 40
     with pytest.raises(ConfigError, match=r"is 3 GFLOP, and the stages before have charged 3\.2 GFLOP"):
         stage.within_budget(3.2e9, 1e8)
+
+
+OTHER_PROCESS = """
+import signal, time
+from drpruning.comparison.scheduler import _fork_server
+
+if __name__ == "__main__":
+    process = _fork_server().Process(target=time.sleep, args=(600,))
+    process.start()
+    process.terminate()
+    process.join(120)
+    code = process.exitcode
+    process.kill()
+    assert code == -signal.SIGTERM, code
+"""
+
+
+def test_other_processes_of_the_fork_server_can_be_terminated(tmp_path: Path) -> None:
+    """A pool that a program starts after a comparison waits for the end of its processes."""
+    script = tmp_path / "program.py"
+    script.write_text(OTHER_PROCESS)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

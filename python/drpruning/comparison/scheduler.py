@@ -127,10 +127,11 @@ def _fork_server() -> ForkServerContext:
     """Start the process that forks the runs' processes: it loads torch once, and a crash ends one run only.
 
     A scheduler, or ``timeout``, signals the whole process group. The fork server blocks these signals: if it ended, the
-    exit codes of the runs would be lost.
+    exit codes of the runs would be lost. A Python process has one fork server, so all its processes, also those that
+    others start, unblock them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["drpruning.comparison.worker"])
+    context.set_forkserver_preload(["drpruning.comparison.unblock_signals", "drpruning.comparison.worker"])
     resource_tracker.ensure_running()  # its start unblocks SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
     try:
@@ -155,7 +156,6 @@ def _start(context: ForkServerContext, comparison: Comparison, job: Job) -> Base
 def _work(recipe: dict[str, Any], folder: Path, base: Path, model: str | None, log: Path) -> None:
     """Run in the process of a run; all output, of C libraries and tracebacks too, goes to ``log``."""
     os.setpgid(0, 0)  # signals to the group reach only the comparison's process, which terminates this one
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SCHEDULER_SIGNALS)
     threading.Thread(target=_stop_with_scheduler, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with create_file(log) as file:
