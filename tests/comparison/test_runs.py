@@ -536,7 +536,7 @@ if __name__ == "__main__":
 
 
 def test_other_processes_of_the_fork_server_can_be_terminated(tmp_path: Path) -> None:
-    """A pool that a program starts after a comparison waits for the end of its processes."""
+    """Terminate a process as a pool does, which then waits for its end."""
     script = tmp_path / "program.py"
     script.write_text(OTHER_PROCESS)
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
