@@ -109,7 +109,7 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-plain runs/mixtures-plain/results.json
 	$(AUDIT) --set continue.distill=null --out runs/mixtures-plain --seeds 1
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
-	$(MORE) $(LARGER:%=--set %) --strategies $(LOWER),uniform --out runs/mixtures-larger
+	$(MORE) $(LARGER:%=--set %) --seeds 5 --strategies $(LOWER),uniform,searched --out runs/mixtures-larger
 	$(BIN)/python benches/study/page.py mixtures-larger runs/mixtures-larger/results.json
 	$(MORE) --set continue.steps=1600 --set continue.eval_every=64 --strategies $(LOWER),uniform,unimax \
 		--out runs/mixtures-repeat
