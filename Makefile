@@ -111,13 +111,18 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-plain-all runs/mixtures-plain/results.json
 	$(MORE) $(LARGER:%=--set %) --seeds 5 --strategies $(LOWER),uniform,searched --out runs/mixtures-larger
 	$(BIN)/python benches/study/page.py mixtures-larger runs/mixtures-larger/results.json
-	$(MORE) --set continue.steps=1600 --set continue.eval_every=64 --strategies $(LOWER),uniform,unimax \
-		--out runs/mixtures-repeat
+	$(MAKE) runs/few-documents
+	$(MORE) --set data.corpus=runs/few-documents --set continue.steps=1600 --set continue.eval_every=64 \
+		--strategies $(LOWER),drpruning-lower-epochs,uniform,unimax --out runs/mixtures-repeat
 	$(BIN)/python benches/study/page.py mixtures-repeat runs/mixtures-repeat/results.json
 	$(MAKE) runs/other-corpus
 	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --strategies $(LOWER) \
 		--out runs/mixtures-other
 	$(BIN)/python benches/study/page.py mixtures-other runs/mixtures-other/results.json
+
+runs/few-documents: $(VENV)/.installed  # text of mixtures-repeat
+	$(BIN)/drpruning prepare runs/demo-corpus --demo
+	$(BIN)/python benches/study/few_documents.py runs/demo-corpus $@
 
 # Text of crates (fetched by a build), npm, Vim and Perl, where they are installed: other versions give other figures.
 CRATES := $(HOME)/.cargo/registry/src/*

@@ -47,7 +47,7 @@ MIXTURES: Parts = {
     "mixtures-plain-all": ("Skewed ratio, without distillation: all rows, one seed", {"constant": ()}),
     "mixtures-larger": ("A base of 1.4 million parameters, without distillation", {"constant": ()}),
     "mixtures-repeat": (
-        "Four times as many steps, so that small domains repeat, without distillation",
+        "Small domains repeated six times, without distillation",
         {"constant": ()},
     ),
     "mixtures-other": ("Other text, another ratio, without distillation", {"constant": ()}),
