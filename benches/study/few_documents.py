@@ -1,7 +1,7 @@
 """Copy a prepared corpus and keep few training documents of its small domains: `python few_documents.py CORPUS OUT`.
 
 In a run of 1,600 steps at the audit's reference ratio each of these domains is repeated six times. The held-out text
-stays as it is.
+does not change.
 """
 
 from __future__ import annotations
