@@ -61,6 +61,12 @@ def test_removed_copies_are_folded_into_the_units_that_stay(name):
     assert all(torch.equal(value, source[key]) for key, value in model.state_dict().items())
 
 
+def measured(reference, pruned, kept, batches):
+    """Return the errors as they are now: with this penalty the repair changes nothing."""
+    errors = repair(reference, pruned, kept, batches, ridge=1e30)
+    return {name: error.before for name, error in errors.items()}
+
+
 @pytest.mark.parametrize("ridge", [1e-3, 1.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_projection_has_a_larger_error_on_the_calibration_text(name, ridge):
@@ -77,6 +83,9 @@ def test_no_projection_has_a_larger_error_on_the_calibration_text(name, ridge):
     assert min(error.after / error.before for error in errors.values()) < (0.9 if ridge < 1 else 1.0)
     assert names == {key: value.shape for key, value in pruned.state_dict().items()}
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())
+    with masked.unmasked():
+        found = measured(masked.model, pruned, kept, text(3))
+    assert found == pytest.approx({key: error.after for key, error in errors.items()}, rel=1e-6)
 
 
 def test_wrong_arguments_are_rejected():
@@ -92,10 +101,15 @@ def test_the_biases_of_other_families_are_repaired() -> None:
     width = model.config.intermediate_size * 3 // 4
     masked = MaskedModel(model, Target(intermediate=width), skip_pruned_units=False).eval()
     pruned, batches = masked.extract(), [torch.randint(masked.model.config.vocab_size, (8, 24)) for _ in range(2)]
+    biases = {key: value.clone() for key, value in pruned.state_dict().items() if key.endswith("_proj.bias")}
     with masked.unmasked():
         errors = repair(masked.model, pruned, masked.kept_units(), batches)
+        found = measured(masked.model, pruned, masked.kept_units(), batches)
     assert len(errors) == masked.model.config.num_hidden_layers * 6
     assert all(error.after <= (1 + 1e-9) * error.before for error in errors.values())
+    assert found == pytest.approx({key: error.after for key, error in errors.items()}, rel=1e-3)  # float32 weights
+    changed = {key for key, value in biases.items() if not torch.equal(value, pruned.state_dict()[key])}
+    assert {key for key in biases if not key.startswith("model.layers.0.self_attn")} <= changed  # before it: no error
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -110,9 +124,9 @@ def test_a_family_that_the_repair_cannot_change_is_refused_before_training(name:
 
 
 def test_too_few_calibration_tokens_are_refused() -> None:
-    target = Target(layers=2, hidden=48, intermediate=96)
-    check_calibration(384, target)
-    with pytest.raises(
-        ConfigError, match="383 calibration tokens for projections with 96 inputs; expected at least 384"
-    ):
-        check_calibration(383, target)
+    config = build("llama-grouped").config
+    target = Target(hidden=24, intermediate=32)  # the widest input is that of the attention's output
+    inputs = config.num_attention_heads * config.head_dim
+    check_calibration(4 * inputs, config, target)
+    with pytest.raises(ConfigError, match=f"{4 * inputs - 1} calibration tokens for projections with {inputs} inputs"):
+        check_calibration(4 * inputs - 1, config, target)

@@ -14,6 +14,7 @@ from drpruning.planning import (
     cache_bytes_per_token,
     decode_seconds,
     find_accelerator,
+    search,
     search_shapes,
 )
 from drpruning.planning.compatibility import check_target
@@ -70,6 +71,28 @@ def test_candidates_meet_the_budget_and_report_their_costs(
             assert candidate.parameters >= part * whole.parameters * (1 - NOMINAL)
         assert budget.cache_bytes is None or candidate.cache_bytes <= budget.cache_bytes
         assert budget.decode_seconds is None or candidate.decode_seconds <= budget.decode_seconds
+
+
+@pytest.mark.parametrize(
+    ("round_to", "budget"),
+    [
+        (64, Budget(parameters=618e6)),
+        (None, Budget(parameters=618e6, cache_bytes=2e4)),
+        (None, Budget(parameters=618e6, memory_bytes=1.4e9, decode_seconds=5e-4)),
+    ],
+)
+def test_the_best_width_of_each_shape_is_found(
+    round_to: int | None, budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: only the largest few widths were tried, so that with small multiples all shapes were too large."""
+    source = KNOWN["meta-llama/Llama-3.2-1B"]
+    found = search_shapes(source, budget, H100, round_to=round_to)
+    monkeypatch.setattr(
+        search,
+        "_best_widths",
+        lambda shape, widths, costs, _whole, _budget: [costs(shape | {"intermediate": width}) for width in widths],
+    )
+    assert found == search_shapes(source, budget, H100, round_to=round_to)
 
 
 def test_candidates_load_everywhere_with_tensor_parallelism() -> None:

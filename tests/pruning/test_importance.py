@@ -108,3 +108,12 @@ def test_wrong_measures_and_shapes_are_rejected(tokens):
         importance(masked, [], "activation")
     with pytest.raises(ConfigError, match=r"scores of 'hidden': expected shape \(32,\) of the gates, got \(3,\)"):
         masked.init_from_importance({"hidden": torch.zeros(3)})
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    """Regression: they were ranked highest, so that broken units were kept."""
+    masked = MaskedModel(build("llama"), Target(hidden=24))
+    scores = torch.rand(masked.gates["hidden"].shape)
+    scores[..., 3] = torch.nan
+    with pytest.raises(ConfigError, match="expected finite numbers, got 1 that are not"):
+        masked.init_from_importance({"hidden": scores})

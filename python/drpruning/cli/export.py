@@ -351,7 +351,7 @@ def prune_by_importance(request: PruneRequest) -> CommandResult:
     target = Target(**request.target)
     loaded = load(request.model)
     if request.repair is not None:
-        check_calibration(request.rows * request.seq_len, target.resolve(loaded.config))
+        check_calibration(request.rows * request.seq_len, loaded.config, target)
     masked = MaskedModel(loaded, target).eval()
     uniform = dict.fromkeys(corpus.domains, 1.0)
 

@@ -30,12 +30,11 @@ from drpruning.errors import ConfigError
 from drpruning.pruning.architecture_spec import Dimension, Part
 from drpruning.pruning.architectures import architecture_of, experts_per_token, projections_of
 from drpruning.pruning.extract import KeptUnits, unit_indices
+from drpruning.pruning.target import Target, widest_input
 from drpruning.pruning.verification import TinyModels, tiny_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from drpruning.pruning.target import Target
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 RIDGE = 0.01
 """lambda in units of the mean diagonal entry of X^T X."""
@@ -123,20 +122,20 @@ def repair(
     return found
 
 
-def check_calibration(tokens: int, target: Target) -> None:
+def check_calibration(tokens: int, config: PreTrainedConfig, target: Target) -> None:
     """Check that there are :data:`TOKENS_PER_INPUT` calibration tokens for each input of a projection.
 
     With fewer, the regression fits the calibration text, and the model becomes worse on other text.
 
     Args:
         tokens: Calibration tokens.
-        target: Shape of the pruned model, with all sizes.
+        config: Configuration of the model before the cut.
+        target: Shape of the pruned model.
 
     Raises:
         ConfigError: There are fewer.
     """
-    sizes = target.sizes()
-    inputs = max(sizes.get("intermediate", 0), sizes.get("hidden", 0))
+    inputs = widest_input(config, target)
     if tokens < TOKENS_PER_INPUT * inputs:
         raise ConfigError(
             f"the repair has {tokens:,} calibration tokens for projections with {inputs:,} inputs; expected at least "

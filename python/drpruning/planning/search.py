@@ -17,6 +17,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from drpruning.errors import ConfigError
@@ -122,13 +123,12 @@ def search_shapes(
     best: dict[int, Candidate] = {}
     nearest: Candidate | None = None
     for shape, widths in _shapes(source, sizes, round_to, tensor_parallel):
-        tried = [costs(shape | {"intermediate": width}) for width in _last_within(shape, widths, costs, budget)]
-        for candidate in tried:
+        for candidate in _best_widths(shape, widths, costs, whole, budget):
             if nearest is None or _miss(candidate, budget) < _miss(nearest, budget):
                 nearest = candidate
             if _miss(candidate, budget) > 0:
                 continue
-            distance = _distance(candidate, whole, budget)
+            distance = min(_distances(candidate, whole, budget))
             before = best.get(shape["layers"])
             if before is None or distance < before.distance:
                 best[shape["layers"]] = replace(candidate, distance=distance)
@@ -229,13 +229,35 @@ def _multiples(size: int, round_to: int | None, least: int) -> list[int]:
     return sorted({*range(multiple, size + 1, multiple), size})
 
 
-def _last_within(shape: dict[str, int], widths: list[int], costs: ShapeCosts, budget: Budget) -> list[int]:
-    """Return the largest few widths within the limits, or the smallest width if there is none.
+def _best_widths(
+    shape: dict[str, int], widths: list[int], costs: ShapeCosts, whole: Candidate, budget: Budget
+) -> list[Candidate]:
+    """Return the width nearest to an even reduction by the use of each limit; without one that fits, the nearest.
 
-    Every cost grows with intermediate, so widths within the limits come first.
+    Every cost grows with intermediate, so the widths that meet the budget are neighbours. Among them the distance by
+    the use of one limit falls, then rises: it is convex in the logarithm of the width where the limit is nearly used.
     """
-    most = bisect_left(widths, True, key=lambda width: _log_overrun(costs(shape | {"intermediate": width}), budget) > 0)
-    return widths[max(0, most - 4) : max(1, most)] if widths else []
+    if not widths:
+        return []
+
+    @cache
+    def at(index: int) -> Candidate:
+        return costs(shape | {"intermediate": widths[index]})
+
+    end = bisect_left(range(len(widths)), True, key=lambda index: _log_overrun(at(index), budget) > 0)
+    start = bisect_left(range(end), True, key=lambda index: _miss(at(index), budget) == 0)
+    if start == end:
+        return [at(max(0, end - 1))]
+
+    def rises(index: int, limit: int) -> bool:
+        here, further = (_distances(at(each), whole, budget)[limit] for each in (index, index + 1))
+        return further >= here
+
+    limits = range(len(_distances(at(start), whole, budget)))
+    return [
+        at(start + bisect_left(range(start, end - 1), True, key=lambda index, limit=limit: rises(index, limit)))
+        for limit in limits
+    ]
 
 
 def _log_overrun(candidate: Candidate, budget: Budget) -> float:
@@ -260,8 +282,8 @@ def _miss(candidate: Candidate, budget: Budget) -> float:
     return max(0.0, _log_overrun(candidate, budget), short)
 
 
-def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
-    """Return the sum of squares of logarithms: of the widths around their mean, the depth, the unused budget."""
+def _distances(candidate: Candidate, whole: Candidate, budget: Budget) -> list[float]:
+    """Return for each limit the sum of squares of logarithms: widths around their mean, depth, unused part of it."""
     sizes, source = candidate.target.sizes(), whole.target.sizes()
     kept = {name: math.log(size / source[name]) for name, size in sizes.items()}
     widths = [kept[name] for name in ("hidden", "kv_heads", "intermediate", "experts") if name in kept]
@@ -274,8 +296,7 @@ def _distance(candidate: Candidate, whole: Candidate, budget: Budget) -> float:
     ]
     if all(limit is None for _, limit in used):
         used.append((candidate.parameters, whole.parameters))  # the cache is the only limit: keep the rest
-    unused = min(abs(math.log(got / limit)) for got, limit in used if limit is not None)
-    return uneven + SHORTFALL * unused**2
+    return [uneven + SHORTFALL * math.log(got / limit) ** 2 for got, limit in used if limit is not None]
 
 
 def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, tensor_parallel: int) -> ConfigError:

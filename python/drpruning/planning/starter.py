@@ -21,7 +21,7 @@ from drpruning.formatting import count
 from drpruning.mixture.static import static_mixture
 from drpruning.planning.cost import Cluster, find_fitting_settings, recipe_costs
 from drpruning.planning.model_shape import ModelShape, OtherShape
-from drpruning.pruning.target import Target, parameter_count
+from drpruning.pruning.target import Target, parameter_count, widest_input
 from drpruning.recipes import parse_recipe
 
 TOKENS_PER_PARAMETER = 20
@@ -391,7 +391,7 @@ def _prune(values: Mapping[str, Any]) -> str:
 
 def _calibration_tokens(values: Mapping[str, Any]) -> str:
     """Return the setting of the calibration tokens where the default is too little text for the repair."""
-    needed = CALIBRATION_PER_INPUT * (values["target"].intermediate or values["source"].intermediate_size)
+    needed = CALIBRATION_PER_INPUT * widest_input(values["source"], values["target"])
     default = CalibrationConfig.model_fields["tokens"].default
     return f", tokens: {needed}" if values["prune_steps"] == 1 and needed > default else ""
 

@@ -393,7 +393,7 @@ class MaskedModel(nn.Module):
                 spread lets importance alone decide.
 
         Raises:
-            ConfigError: A kind has no gates in this model, or scores of another shape.
+            ConfigError: A kind has no gates in this model, or scores of another shape, or scores are not finite.
         """
         self._check_kinds(scores)
         self.lookahead.reset()
@@ -402,6 +402,11 @@ class MaskedModel(nn.Module):
             if score.shape != gate.shape:
                 raise ConfigError(
                     f"scores of {kind!r}: expected shape {tuple(gate.shape)} of the gates, got {tuple(score.shape)}"
+                )
+            if not score.isfinite().all():
+                raise ConfigError(
+                    f"scores of {kind!r}: expected finite numbers, got {int((~score.isfinite()).sum())} that are not",
+                    "Look for weights or calibration text that make the model's loss infinite or NaN.",
                 )
             rank = score.to(gate.device).argsort(dim=-1, stable=True).argsort(dim=-1).float()
             center = gate.mean(-1, keepdim=True)

@@ -29,6 +29,7 @@ from drpruning.pruning.architectures import (
     head_dim_of,
     hidden_fits,
     hidden_rule_of,
+    projections_of,
     shared_width_of,
     size_field,
     weights_of,
@@ -175,6 +176,12 @@ def entries_along(config: PreTrainedConfig, sizes: Mapping[str, int]) -> dict[Ax
         "shared_intermediate": shared_width_of(config),
         "one": 1,
     }
+
+
+def widest_input(config: PreTrainedConfig, target: Target | None = None) -> int:
+    """Return the largest number of inputs of a projection in a block of a model of shape ``target``, by default all."""
+    sizes = axis_sizes(config, target or Target())
+    return max(entries(part.axes[1], sizes) for group in projections_of(config) for part in group)
 
 
 def parameter_count(config: PreTrainedConfig, target: Target | None = None, *, active: bool = False) -> int:

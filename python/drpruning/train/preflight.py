@@ -124,7 +124,7 @@ def check_recipe(config: RunConfig, corpus: Corpus) -> Any:
         check_model(base_config, config.training, config.data)
         if config.prune.repair is not None:
             check_repairable(base_config)
-            check_calibration(config.prune.calibration.tokens, target)
+            check_calibration(config.prune.calibration.tokens, base_config, target)
     for name in dict.fromkeys((config.mixture.strategy, *config.also_run)):
         check_strategy(config.with_strategy(name), corpus)
     check_stored_teachers(config, corpus)
