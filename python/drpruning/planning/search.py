@@ -17,7 +17,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from drpruning.errors import ConfigError
@@ -253,10 +253,9 @@ def _best_widths(
         here, further = (_distances(at(each), whole, budget)[limit] for each in (index, index + 1))
         return further >= here
 
-    limits = range(len(_distances(at(start), whole, budget)))
     return [
-        at(start + bisect_left(range(start, end - 1), True, key=lambda index, limit=limit: rises(index, limit)))
-        for limit in limits
+        at(start + bisect_left(range(start, end - 1), True, key=partial(rises, limit=limit)))
+        for limit in range(len(_distances(at(start), whole, budget)))
     ]
 
 
