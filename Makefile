@@ -113,7 +113,8 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 	$(BIN)/python benches/study/page.py mixtures-larger runs/mixtures-larger/results.json
 	$(MAKE) runs/few-documents
 	$(MORE) --set data.corpus=runs/few-documents --set continue.steps=1600 --set continue.eval_every=64 \
-		--strategies $(LOWER),drpruning-lower-epochs,uniform,unimax --out runs/mixtures-repeat
+		--strategies $(LOWER),drpruning-lower-epochs,drpruning-lower-tempered-epochs,uniform,unimax \
+		--out runs/mixtures-repeat
 	$(BIN)/python benches/study/page.py mixtures-repeat runs/mixtures-repeat/results.json
 	$(MAKE) runs/other-corpus
 	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --strategies $(LOWER) \
@@ -154,6 +155,8 @@ LOWER_ROWS := one-shot-distilled,repaired-distilled,repaired-tempered
 LOWER_ROWS := $(LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 LARGER_ROWS := one-shot-distilled,constant,sheared,activation-distilled,repaired-distilled,repaired-constant
 LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
+LARGER_LOWER_ROWS := one-shot-distilled,repaired-tempered,repaired-lower
+LARGER_LOWER_ROWS := $(LARGER_LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 
 equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
 	$(EQUAL) --seeds 3 --out runs/equal-compute
@@ -162,6 +165,8 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 	$(BIN)/python benches/study/page.py equal-compute-lower runs/equal-compute/results.json
 	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
+	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_LOWER_ROWS)
+	$(BIN)/python benches/study/page.py equal-compute-larger-lower runs/equal-compute-larger/results.json
 	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-even runs/equal-compute-even/results.json
 
