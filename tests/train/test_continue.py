@@ -23,7 +23,7 @@ from drpruning.config import RunConfig
 from drpruning.errors import ConfigError
 from drpruning.hf.models import build_on_meta
 from drpruning.recipes import load_recipe, parse_recipe
-from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StepTaken, read_records
+from drpruning.records import Evaluated, Kept, ModelMeasured, RunStarted, StageEnded, StepTaken, read_records
 from drpruning.report import open_run, write_report
 from drpruning.train.loop import Interrupted
 from drpruning.train.losses import token_losses
@@ -136,6 +136,28 @@ def test_an_interrupted_scratch_run_resumes_to_the_same_bits(recipe: Recipe, tmp
     train(config, tmp_path / "stopped", resume=True)
     files = [(tmp_path / run / "export" / "model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert files[0] == files[1]
+
+
+def test_a_run_with_a_budget_that_is_killed_before_its_export_resumes_to_the_same_bits(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that the stage's own FLOPs, which are in the records already, are not deducted from its budget."""
+    config = recipe(model={"source": "scratch"}, prune=None, **{"continue": {"charged_flops": 3e8}})
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("drpruning.train.stages.save_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", resume=True)
+    files = [(tmp_path / run / "export" / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert files[0] == files[1]
+    whole, killed = (
+        [each for each in read_records(tmp_path / run / "metrics.jsonl") if isinstance(each, StageEnded)]
+        for run in ("whole", "killed")
+    )
+    assert [(each.steps, each.flops) for each in whole] == [(each.steps, each.flops) for each in killed]
+    assert whole[0].steps != config.continue_.steps
+    assert whole[0].charged_flops == pytest.approx(config.continue_.charged_flops, rel=0.5 / whole[0].steps)
 
 
 @pytest.mark.parametrize("strategy", ["constant", "sheared", "cvar", "ado"])

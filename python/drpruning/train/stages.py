@@ -35,6 +35,7 @@ from drpruning.records import (
     Incident,
     Kept,
     ModelMeasured,
+    StageEnded,
     StageStarted,
     StepTaken,
     TaskMeasured,
@@ -263,7 +264,8 @@ def begin_stage(context: TrainContext, name: str, model: torch.nn.Module, base: 
 def stage_settings(context: TrainContext, name: str, model: Any) -> StageConfig:
     """Return the settings of a stage, with the steps of its budget of charged FLOPs if it has one.
 
-    The records have the FLOPs of the stages before, so a resumed stage has the same steps.
+    The records have the FLOPs of the stages before, so a resumed stage has the same steps. They can have those of this
+    stage as well: of a run that was killed before it had exported the model.
 
     Raises:
         ConfigError: As :meth:`drpruning.config.ContinueConfig.within_budget`.
@@ -275,7 +277,8 @@ def stage_settings(context: TrainContext, name: str, model: Any) -> StageConfig:
     products = TRAINING * products_of_model(model, length)
     if settings.distill is not None and context.config.model.source != "scratch":
         products += FORWARD * products_of_model(build_on_meta(context.base_config), length)
-    spent = flops_of_stages(context.history()).charged
+    before = (record for record in context.history() if isinstance(record, StageEnded) and record.stage != name)
+    spent = flops_of_stages(before).charged
     return settings.within_budget(spent, settings.batch_size * length * products)
 
 
