@@ -15,11 +15,13 @@ import pytest
 import torch
 from scipy import stats
 from torch.nn import functional
+from transformers import AutoConfig
 
 from drpruning.cli import main
 from drpruning.config import DistillConfig, RunConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, DrpruningError
+from drpruning.planning.recipe import plan_recipe
 from drpruning.records import StepTaken, read_records
 from drpruning.sampler import DomainSampler
 from drpruning.train import stages, teach, teacher_samples
@@ -343,6 +345,17 @@ def test_a_stored_sample_resumes_bit_for_bit_and_loads_no_teacher(
 
 
 stages_distiller = stages.Distiller
+
+
+def test_a_budget_has_no_cost_of_a_teacher_that_is_stored(cached: Any, recipe: Recipe, tmp_path: Path) -> None:
+    stored = stored_by(recipe, tmp_path / "teacher")
+    settings = {"steps": 5, "charged_flops": 2e8, "distill": {"weight": 0.7, "stored": str(stored)}}
+    config = recipe(prune=None, **{"continue": settings})
+    planned = plan_recipe(config, AutoConfig.from_pretrained(cached.model)).stages[-1]
+    train(config, tmp_path / "run")
+    taken = steps(tmp_path / "run")
+    assert len(taken) == planned.steps == 4
+    assert taken[-1].charged_flops == planned.flops.charged
 
 
 def test_a_stored_teacher_of_something_else_is_refused_before_training(

@@ -275,7 +275,8 @@ def stage_settings(context: TrainContext, name: str, model: Any) -> StageConfig:
         return settings
     length = context.config.data.seq_len
     products = TRAINING * products_of_model(model, length)
-    if settings.distill is not None and context.config.model.source != "scratch":
+    teacher_runs = settings.distill is not None and settings.distill.runs_teacher
+    if teacher_runs and context.config.model.source != "scratch":
         products += FORWARD * products_of_model(build_on_meta(context.base_config), length)
     before = (record for record in context.history() if isinstance(record, StageEnded) and record.stage != name)
     spent = flops_of_stages(before).charged
