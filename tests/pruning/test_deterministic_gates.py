@@ -119,3 +119,11 @@ def test_wrong_settings_are_refused(tokens):
     with pytest.raises(ConfigError, match="gates is 'sampled'; it can be hard_concrete or deterministic"):
         MaskedModel(build("llama"), TARGET, gates="sampled")
     assert not deterministic(skip_pruned_units=True).skip_pruned_units
+
+
+def test_no_unit_is_pruned_before_the_first_step_also_without_a_warmup():
+    masked = deterministic(warmup_steps=0)
+    assert evaluated_sizes(masked) == {kind: gate.shape[-1] for kind, gate in masked.gates.items()}
+    assert all((mask == 1).all() for mask in masked.masks().values())
+    masked.sample_masks(step=0)
+    assert evaluated_sizes(masked) == {kind: masked.target_size(kind) for kind in masked.gates}

@@ -20,7 +20,7 @@ from drpruning.progress import target_statement
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.domain_importance import CombinedScores, combine
 from drpruning.pruning.importance import Measures, RankRows, importance
-from drpruning.records import Kept, ModelMeasured, StageEnded, StepTaken, read_records
+from drpruning.records import Evaluated, Kept, ModelMeasured, StageEnded, StepTaken, read_records
 from drpruning.report.verdicts import verdicts
 from drpruning.train import calibration
 from drpruning.train.distributed.fsdp import device_mesh, shard_model
@@ -227,3 +227,40 @@ def test_a_repaired_model_is_the_same_after_a_resume(
     assert ended.flops["repair"] == planned.repair > 0
     assert all(each.after <= (1 + 1e-9) * each.before for each in errors[0].values())
     assert any(each.after < 0.9 * each.before for each in errors[0].values())
+
+
+@pytest.mark.parametrize("gates", ["hard_concrete", "deterministic"])
+def test_a_one_shot_cut_starts_and_is_repaired_from_the_unpruned_model(
+    gates: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check it where the warm-up rounds to zero steps: deterministic masks are at the target from the first step on."""
+    errors: list[dict[str, RepairedModule]] = []
+
+    def recorded(reference: Any, *arguments: Any, **more: Any) -> dict[str, RepairedModule]:
+        rows = torch.arange(32)[None]
+        unpruned = AutoModelForCausalLM.from_pretrained(base_folder(tmp_path / "run"))
+        assert torch.equal(reference(rows).logits, unpruned(rows).logits)
+        errors.append(repair(reference, *arguments, **more))
+        return errors[-1]
+
+    monkeypatch.setattr(calibration, "repair", recorded)
+    cut = {"steps": 1, "eval_every": 1, "gates": gates, "gate_init": "taylor", "gate_learning_rate": "auto"}
+    cut |= {"repair": 0.01, "sparsity_warmup_fraction": 0.2, "calibration": {"tokens": 2048}}
+    config = recipe(prune=cut, pretrain={"steps": 2}, **{"continue": {"steps": 1}})
+    train(config, tmp_path / "run")
+    assert any(each.after < 0.9 * each.before for each in errors[0].values())
+    records = list(read_records(tmp_path / "run" / "metrics.jsonl"))
+    base = next(record for record in records if isinstance(record, ModelMeasured))
+    first = next(record for record in records if isinstance(record, Evaluated) and record.stage == "prune")
+    assert first.losses == base.evaluation_losses
+    assert first.parameters == base.parameters
+    ended = next(record for record in records if isinstance(record, StageEnded) and record.stage == "prune")
+    planned = plan_recipe(config, AutoConfig.from_pretrained(base.path)).stages[1].flops
+    assert ended.flops["importance"] == planned.importance > 0
+
+
+def base_folder(run: Path) -> str:
+    records = read_records(run / "metrics.jsonl")
+    path = next(record.path for record in records if isinstance(record, ModelMeasured))
+    assert path is not None
+    return path

@@ -54,8 +54,8 @@ class SparsitySchedule:
     Example:
         >>> [SparsitySchedule(100).at(0.5, step) for step in (0, 50, 100, 500)]
         [0.0, 0.25, 0.5, 0.5]
-        >>> SparsitySchedule(0).at(0.5, 0)
-        0.5
+        >>> [SparsitySchedule(0).at(0.5, step) for step in (-1, 0)]
+        [0.0, 0.5]
         >>> [SparsitySchedule(10, cycles=2, cycle_steps=50).at(0.75, step) for step in (5, 10, 49, 50, 55, 60, 500)]
         [0.25, 0.5, 0.5, 0.5, 0.625, 0.75, 0.75]
     """
@@ -74,7 +74,7 @@ class SparsitySchedule:
             )
 
     def at(self, final: float, step: int) -> float:
-        """Return the sparsity scheduled for ``step`` when the schedule ends at ``final``."""
+        """Return the sparsity scheduled for ``step`` when the schedule ends at ``final``; 0 before the first step."""
         completed, risen = self._position(step)
         before, after = (self.after(final, cycle) for cycle in (completed, completed + 1))
         return after if risen == 1 else before + (after - before) * risen
@@ -94,6 +94,8 @@ class SparsitySchedule:
 
     def _position(self, step: int) -> tuple[int, float]:
         """Return the completed cycles, and the part of the current rise that is completed."""
+        if step < 0:
+            return 0, 0.0
         completed = min(step // self.cycle_steps, self.cycles - 1) if self.cycles > 1 else 0
         since = step - completed * self.cycle_steps
         return completed, 1.0 if since >= self.warmup_steps else since / self.warmup_steps

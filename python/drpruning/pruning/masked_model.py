@@ -84,7 +84,8 @@ class MaskedModel(nn.Module):
         initial_sparsity: Expected sparsity of the initial gates, float32 [kinds] in the order of ``gates``: the chance
             that a sampled mask is zero although nothing is pruned yet.
         deterministic: Whether the gates are deterministic.
-        step: Step of the schedule that deterministic masks are at; :meth:`sample_masks` sets it.
+        step: Step of the schedule that deterministic masks are at; :meth:`sample_masks` sets it. -1 before the first:
+            then all of them are one.
         lookahead: Prediction of the active units of the next step.
 
     Args:
@@ -150,7 +151,7 @@ class MaskedModel(nn.Module):
                 "soft mask values are those of hard-concrete gates, got deterministic gates",
                 "Leave out mask_values: deterministic masks of kept units are one at the target.",
             )
-        self.deterministic, self.step = gates == "deterministic", 0
+        self.deterministic, self.step = gates == "deterministic", -1
         self.mask_values = mask_values
         self.schedule = lagrangian.SparsitySchedule(warmup_steps, cycles, cycle_steps)
         self.source = Target.of(model.config)

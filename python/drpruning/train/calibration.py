@@ -128,8 +128,12 @@ def calibration_batches(context: TrainContext, shares: dict[str, float], *, shar
 
 
 def repair_pruned(context: TrainContext, ridge: float, masked: MaskedModel, pruned: PreTrainedModel) -> None:
-    """Repair the model extracted from ``masked``, in place, on one rank, towards the model of the last evaluation."""
-    masks = masked.deterministic_masks(evaluated_sizes(masked))
+    """Repair the model extracted from ``masked``, in place, on one rank, towards the model before the cut.
+
+    That is the model of the last evaluation or, in a one-shot cut, whose weights do not move, the unpruned model.
+    """
+    one_shot = context.config.pruning.one_shot
+    masks = {} if one_shot else masked.deterministic_masks(evaluated_sizes(masked))
     skip, masked.skip_pruned_units = masked.skip_pruned_units, False  # the streams have all units
     training = masked.training
     masked.eval()

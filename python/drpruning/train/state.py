@@ -205,7 +205,7 @@ class StageState:
         """Load the result of :meth:`state_dict`."""
         self.step = state["step"]
         if self.masked is not None:
-            self.masked.step = max(0, self.step - 1)
+            self.masked.step = self.step - 1
         self.tokens = state["tokens"]
         self.flops = FlopCounts(**state["flops"])
         self.seconds = state["seconds"]
