@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from drpruning.config import DistillConfig
+from drpruning.config import DistillConfig, MeasuresConfig
 from drpruning.export.repair import repair
 from drpruning.flops import FORWARD, TRAINING, FlopCounts
 from drpruning.pruning import MaskedModel, Target
-from drpruning.pruning.importance import importance
-from drpruning.pruning.model_flops import importance_flops_per_token, products_per_token, repair_flops_per_token
-from drpruning.pruning.sizes import computed_products
+from drpruning.pruning.importance import Measures, importance
+from drpruning.pruning.model_flops import (
+    importance_flops_per_token,
+    importance_tokens,
+    products_per_token,
+    repair_flops_per_token,
+)
+from drpruning.pruning.sizes import computed_products, evaluated_sizes
+from drpruning.recipes import load_recipe
 from drpruning.train.distill import Distiller
+from drpruning.train.flop_counting import importance_flops
 from drpruning.train.losses import token_losses
 
 CONFIG = LlamaConfig(
@@ -101,7 +109,34 @@ def test_importance_counts_the_gradients_of_masks_and_not_those_of_weights(measu
     masked = masked_model(skip_pruned_units=True)
     found = counted(lambda: importance(masked, [BATCH], measure))  # type: ignore[arg-type]
     passes = TRAINING if measure == "taylor" else FORWARD
-    ours = TOKENS * importance_flops_per_token(CONFIG, SIZES, LENGTH, measure)
+    ours = TOKENS * importance_flops_per_token(CONFIG, SIZES, masked.target.sizes(), LENGTH, measure)
+    assert found == round(ours) + passes * other_half(WIDTH)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mask_values": "soft", "log_alpha_init": 0.0}, {"gates": "deterministic"}],
+    ids=["soft", "deterministic without a warm-up"],
+)
+def test_importance_is_charged_for_all_units_that_it_multiplies(settings: dict[str, Any]) -> None:
+    recipe = load_recipe("llama2-7b-to-1.3b", ["prune.gate_init=taylor", f"data.seq_len={LENGTH}"])
+    masked = MaskedModel(small_model(), Target(layers=2, hidden=32, heads=2, intermediate=48), **settings)
+    masks = None
+    if masked.deterministic:  # the start of a cycle
+        masked.sample_masks(step=0)
+        masks = masked.deterministic_masks(evaluated_sizes(masked))
+    found = counted(lambda: importance(masked, [BATCH], masks=masks))
+    charged = importance_flops(recipe, masked).importance * TOKENS / importance_tokens(recipe)
+    assert found == round(charged) + TRAINING * other_half(WIDTH)
+
+
+@pytest.mark.parametrize("target", [{"hidden": 32}, {"layers": 2}, {"layers": 2, "hidden": 32}], ids=str)
+def test_importance_takes_a_pass_for_each_measure_of_units_with_gates(target: dict[str, int]) -> None:
+    masked = MaskedModel(small_model(), Target(**target))
+    measures = MeasuresConfig(depth="activation", width="taylor")
+    found = counted(lambda: importance(masked, [BATCH], Measures(measures.depth, measures.width)))
+    ours = TOKENS * importance_flops_per_token(CONFIG, SIZES, masked.target.sizes(), LENGTH, measures)
+    passes = FORWARD * ("layers" in target) + TRAINING * ("hidden" in target)
     assert found == round(ours) + passes * other_half(WIDTH)
 
 

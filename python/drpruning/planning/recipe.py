@@ -111,8 +111,8 @@ def _plan(config: RunConfig, source: Any) -> RecipePlan:
     shapes = {"pretrain": (large, whole), "prune": (large, whole), "continue": (small, target)}
     length = config.data.seq_len
     teacher = products_per_token(source, whole.sizes(), length)
-    scoring = importance_flops_per_token(source, whole.sizes(), length, config.prune.gate_init)
-    scoring *= config.prune.cycles if config.prune.rescore_cycles else 1  # of all units, an upper bound
+    scoring = importance_flops_per_token(source, whole.sizes(), target.sizes(), length, config.prune.gate_init)
+    scoring *= config.prune.cycles if config.prune.rescore_cycles else 1
     repairing = 0.0
     if config.prune.repair is not None:
         repairing = repair_flops_per_token(source, whole.sizes(), target.sizes(), length)

@@ -69,9 +69,13 @@ def importance_tokens(config: RunConfig) -> int:
 
 
 def importance_flops_per_token(
-    config: Any, sizes: Mapping[str, float], length: int, gate_init: str | MeasuresConfig
+    config: Any,
+    sizes: Mapping[str, float],
+    target: Mapping[str, float],
+    length: int,
+    gate_init: str | MeasuresConfig,
 ) -> float:
-    """Return the operations for a token that scores the units of an unmasked model, a pass for each measure.
+    """Return the operations for a token that scores the units with a gate, a pass over all units for each measure.
 
     ``activation`` is a forward pass. ``taylor`` adds a backward pass to the masks: weights have no gradients, except
     the masked weights of the two projections that write to the residual stream, whose gradients become those of masks.
@@ -79,14 +83,15 @@ def importance_flops_per_token(
 
     Args:
         config: As of :func:`products_per_token`.
-        sizes: As of :func:`products_per_token`.
+        sizes: Shape of the large model, as of :func:`products_per_token`.
+        target: Shape to prune to: a size that it does not change has no gates, and no pass if no other has its measure.
         length: Tokens in a row.
         gate_init: ``taylor``, ``activation``, or the measures of blocks and of all other units.
     """
     if not isinstance(gate_init, str):
-        return sum(
-            importance_flops_per_token(config, sizes, length, each) for each in {gate_init.depth, gate_init.width}
-        )
+        pruned = [name for name, size in sizes.items() if target[name] < size]
+        measures = {gate_init.depth if name == "layers" else gate_init.width for name in pruned}
+        return sum(importance_flops_per_token(config, sizes, target, length, each) for each in measures)
     products = products_per_token(config, sizes, length)
     if gate_init == "activation":
         return FORWARD * products

@@ -39,9 +39,14 @@ def evaluation_flops(stage: StageState, tokens: int) -> FlopCounts:
 
 
 def importance_flops(config: RunConfig, masked: MaskedModel) -> FlopCounts:
-    """Return the operations that score the units which a model under masks has now, in a recipe's prune stage."""
+    """Return the operations that score the units of a recipe's prune stage once.
+
+    At the start of the stage nothing is masked. At the start of a cycle the gates are deterministic, which compute
+    masked units too.
+    """
+    sizes, target = masked.source.sizes(), masked.target.sizes()
     length, measure = config.data.seq_len, config.pruning.gate_init
-    per_token = importance_flops_per_token(masked.model.config, evaluated_shape(masked), length, measure)
+    per_token = importance_flops_per_token(masked.model.config, sizes, target, length, measure)
     return FlopCounts(importance=importance_tokens(config) * per_token)
 
 
