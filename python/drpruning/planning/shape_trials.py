@@ -32,7 +32,7 @@ from drpruning.export.repair import repair
 from drpruning.files import write_bytes, write_text
 from drpruning.flops import FlopCounts
 from drpruning.hf.models import load
-from drpruning.planning.recipe import plan_recipe
+from drpruning.planning.recipe import plan_recipe, source_shape
 from drpruning.prepare.recipe_corpus import open_corpus
 from drpruning.pruning import MaskedModel, Target
 from drpruning.pruning.architectures import experts_per_token, head_dim_of
@@ -196,7 +196,8 @@ def search_by_training(
         if len(alive) < 2:
             break
     ranked = sorted(trials.values(), key=lambda entry: (-entry[0], entry[1].score(search.by)))
-    return SearchResult([trial for _, trial in ranked], _cut_flops(search.base_recipe()).importance)
+    scored = search.recipe(_smallest(source_shape(search.config)).sizes())
+    return SearchResult([trial for _, trial in ranked], _cut_flops(scored).importance)
 
 
 def _cut_flops(recipe: RunConfig) -> FlopCounts:
