@@ -159,12 +159,12 @@ def _section(parts: list[str], section: type[BaseModel], path: str) -> None:
     rows, inner = [], []
     for name, field in section.model_fields.items():
         key = field.alias or name
+        notes = [field.description]
         nested = _nested(field.annotation)
         if nested is not None:
             inner.append((f"{path}{key}.", nested))
-        notes = [field.description, None if nested is None else "its own section"]
-        note = "; ".join(filter(None, notes))
-        rows.append(f"| `{key}` | {_type(field)} | {_default(field)} | {note} |")
+            notes.append(f"See [`{path}{key}`](#{_anchor(path + key)}).")
+        rows.append(f"| `{key}` | {_type(field)} | {_default(field)} | {' '.join(filter(None, notes))} |")
     title = f"`{path.rstrip('.')}`" if path else "Top level"
     parts.append(f"## {title}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n")
     parts.append("\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n")
@@ -177,6 +177,11 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
         if isinstance(item, type) and issubclass(item, BaseModel):
             return item
     return None
+
+
+def _anchor(title: str) -> str:
+    """Return the anchor of a heading, as GitHub and the site name it."""
+    return title.replace(".", "")
 
 
 def _type(field: FieldInfo) -> str:
@@ -192,12 +197,24 @@ def _name(annotation: Any) -> str:
     if origin in (types.UnionType, Union):
         return " | ".join(_name(item) for item in inner if item is not type(None))
     if origin is dict:
-        return f"domain: {_name(inner[1])}"
+        return f"{_key(*inner)}: {_name(inner[1])}"
     if origin is tuple:
-        return f"list of {_name(inner[0])}"
+        return f"list of {_plural(_name(inner[0]))}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     return {"str": "text", "int": "whole number", "float": "number"}.get(annotation.__name__, annotation.__name__)
+
+
+def _plural(name: str) -> str:
+    return f"{name}s" if name in {"whole number", "number", "section"} else name
+
+
+def _key(annotation: Any, value: Any) -> str:
+    """Return what the keys of a mapping are: block numbers, the stages of a list of changes, else domains."""
+    if annotation is int:
+        return "block number"
+    is_changes = get_origin(value) is tuple and _nested(get_args(value)[0]) is not None
+    return "stage" if is_changes else "domain"
 
 
 def _default(field: FieldInfo) -> str:

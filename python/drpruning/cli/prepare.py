@@ -43,7 +43,11 @@ if TYPE_CHECKING:
     "folder (also of MDS shards), a pattern, hf://datasets/OWNER/NAME, or - for JSON lines on stdin. Repeatable, also "
     "for one domain.",
 )
-@click.option("--recipe", metavar="FILE_OR_NAME", help="Read domains and options from a YAML file or a shipped recipe.")
+@click.option(
+    "--recipe",
+    metavar="FILE_OR_NAME",
+    help="Read domains and options from a YAML file or a shipped recipe: code, culturax, dolma, redpajama, slimpajama.",
+)
 @click.option("--demo", is_flag=True, help="Make the demo corpus from text of the installed packages.")
 @click.option("--append", is_flag=True, help="Add these domains, or this text to existing domains, to the corpus OUT.")
 @click.option(

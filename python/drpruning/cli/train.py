@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 @set_option()
 @click.option("--watch", is_flag=True, help="Show the run live in the browser on this machine.")
 @json_option("Print the outcome as JSON.")
-@click.option("--resume", is_flag=True, help="Resume the run in the folder; the result is bit for bit that of one run.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume the run in the folder. On a CPU the result is bit for bit that of one run, on a GPU within rounding.",
+)
 @click.option(
     "--miniature",
     is_flag=True,
