@@ -1,6 +1,7 @@
 """Prune large language models to a target shape, with a data mixture that follows the domains' losses.
 
-Names are imported on first use, so ``import drpruning`` is fast and needs only numpy.
+Names are imported on first use, so ``import drpruning`` is fast and needs only numpy. ``STRATEGIES`` maps the name of
+each mixture strategy to its class; ``help(drpruning.mixture)`` lists the names.
 """
 
 from importlib import import_module

@@ -140,7 +140,9 @@ def worst_case(
         The mixture and its certificate; with noise it proves the optimum for the losses of :func:`subtract_noise`.
 
     Raises:
-        WeightError: An argument is not as described.
+        WeightError: ``excess_loss`` is empty or not a vector; a loss is not finite; ``p`` has another length, an entry
+            that is not positive and finite, or a sum other than 1; ``rho`` is negative or NaN; ``floor`` is outside
+            ``[0, 1)``; ``noise`` has another length, or is negative or not finite.
 
     Example:
         Two equal domains; the ball of radius 0.02 lets each move by a tenth of the mass.
@@ -181,7 +183,8 @@ def subtract_noise(
         ``v`` and ``tau``, float64 ``[n]``; ``tau`` is zero for a radius of zero or infinity.
 
     Raises:
-        WeightError: The noise is not as described.
+        WeightError: ``noise`` is negative or not finite, or its length or that of ``p`` differs from the losses'. The
+            solver, not this function, checks the values of ``excess_loss`` and ``p``.
 
     Example:
         >>> losses, penalties = subtract_noise([0.1, 0.5], p=[0.5, 0.5], rho=0.02, noise=0.05)
@@ -223,7 +226,8 @@ def project(y: ArrayLike, p: ArrayLike, rho: float, floor: float = 0.0) -> Solut
         The mixture and its certificate.
 
     Raises:
-        WeightError: An argument is not as described.
+        WeightError: As for :func:`worst_case`, with ``y`` in place of the losses; or entries of ``y`` differ by more
+            than 1e6.
 
     Example:
         >>> project([0.9, 0.1], p=[0.5, 0.5], rho=0.02).weights.round(12).tolist()
@@ -245,7 +249,8 @@ def worst_case_many(excess_loss: ArrayLike, p: ArrayLike, rho: ArrayLike, floor:
         The mixtures and their certificates; ``solutions[i]`` is the one of row ``i``.
 
     Raises:
-        WeightError: An argument is not as described; the message names the first such row.
+        WeightError: As for :func:`worst_case`; the message names the first row in error. Or ``p``, ``rho`` or ``floor``
+            does not have the shape of all rows or of each.
 
     Example:
         >>> worst = worst_case_many([[0.1, 0.5], [0.5, 0.5]], p=[0.5, 0.5], rho=0.02)

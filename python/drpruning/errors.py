@@ -63,7 +63,10 @@ class ArchitectureError(DrpruningError, ValueError):
 
 
 class WeightError(DrpruningError, ValueError):
-    """Weights, losses or a radius are invalid: NaN, negative, of the wrong shape, not summing to one."""
+    """Weights, losses, a radius, token counts or learning rates are invalid.
+
+    For example, a number is NaN or negative, lengths differ, or shares do not sum to 1.
+    """
 
 
 class LossTableError(DrpruningError, ValueError):

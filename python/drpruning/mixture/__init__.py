@@ -1,5 +1,10 @@
 """The strategies that choose the data mixture after every evaluation.
 
+:data:`STRATEGIES` maps the name of each strategy in recipes to its class:
+
+>>> list(STRATEGIES)
+['constant', 'schedule', 'sheared', 'group_dro', 'cvar', 'chi_square', 'drpruning', 'ado', 'doremi', 'odm', 'aioli']
+
 A strategy is a frozen dataclass of settings. Its state is plain JSON-able data that the caller stores, so a run can be
 saved, resumed and replayed::
 

@@ -26,7 +26,7 @@ class Observation:
     Attributes:
         step: Optimizer steps taken in this stage.
         tokens: Tokens trained on in this stage.
-        params: Parameters of the model that the evaluation measured; while masks close they fall to the target's.
+        params: Parameters of the model that the evaluation measured; while units are pruned they fall to the target's.
         losses: Held-out loss of each domain, nats per token; NaN, infinite or beyond 10^6 where it is missing; empty
             for an update between evaluations.
         final_tokens: Tokens this stage will have at its end; needed by strategies that predict and by ``max_epochs``.

@@ -33,7 +33,7 @@ STRATEGIES: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (Constant, Schedule, ShearedLoading, GroupDRO, CVaR, ChiSquareDRO, DRPruning, ADO, DoReMi, ODM, Aioli)
 }
-"""Classes by their names in recipes and records."""
+"""Strategy classes by their names in recipes and records; :mod:`drpruning.mixture` lists the names."""
 
 
 def build(name: str, settings: Mapping[str, Any], stages: Sequence[str] | None = None) -> Strategy:

@@ -61,7 +61,9 @@ class Strategy(Protocol):
             reference_loss: Loss each domain should reach, nats per token, if known.
 
         Raises:
-            WeightError: A domain is missing or unknown, or a number is not as described.
+            WeightError: ``domains`` is empty or repeats a name; the ratio or the reference losses name an unknown
+                domain, or the ratio lacks one; a share is not positive and finite, or the shares do not sum to 1; a
+                reference loss is not finite, or its size is 10^6 nats or more.
             ConfigError: No mixture of these domains is within the bounds.
         """
 

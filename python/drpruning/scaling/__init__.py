@@ -4,8 +4,8 @@ The law is ::
 
     loss(P, T) = A P^-alpha T^-beta + E
 
-with ``P`` parameters in use (the expected number, while masks close), ``T`` tokens trained on in the stage, ``E`` the
-irreducible loss. It is the law of Hoffmann et al. (2022, eq. 10) in the product form that Deng et al. (2024) use to
+with ``P`` parameters in use (the expected number, while units are pruned), ``T`` tokens trained on in the stage, ``E``
+the irreducible loss. It is the law of Hoffmann et al. (2022, eq. 10) in the product form that Deng et al. (2024) use to
 predict the end of pruning and of continued pretraining. A learning rate that decays bends real curves below it; where
 the schedule is known, :class:`LearningRates` takes that into account.
 

@@ -36,7 +36,8 @@ class LearningRates:
         rates: Learning rate there, >= 0 and finite with a peak above 0, ``[m]``.
 
     Raises:
-        WeightError: An argument is not as described.
+        WeightError: ``tokens`` and ``rates`` are empty or of different shapes; ``tokens`` is not finite and increasing;
+            a rate is negative or not finite, or none is above 0.
 
     Example:
         Warm-up over 1, stable up to 8, linear decay to a tenth at 10.
@@ -90,7 +91,8 @@ class LearningRates:
             rates: Learning rates there, >= 0, ``[n]``; others than finite ones are ignored.
 
         Raises:
-            WeightError: The arguments are not as described.
+            WeightError: ``tokens`` and ``rates`` are not vectors of one length; among the finite rates one is
+                negative, or their tokens are not finite and increasing.
 
         Example:
             >>> LearningRates([0, 10], [1, 0]).following([2, 4], [4.0, 1.5])

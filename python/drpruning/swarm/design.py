@@ -89,7 +89,9 @@ def propose(
         seed: Of the draws.
 
     Raises:
-        WeightError: An argument is not as described, or the text does not last for a run.
+        WeightError: ``prior`` has fewer than two shares, or shares that are not positive or do not sum to 1; ``runs``
+            is below 2; with ``domain_tokens``: a domain has no positive number, the tokens of a run or ``max_epochs``
+            are not positive, or the text is too short for a run.
         ConfigError: A bound is not a share or names an unknown domain, or no mixture is within the bounds.
 
     Example:

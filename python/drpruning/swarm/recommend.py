@@ -114,8 +114,8 @@ def recommend(
         seed: Of the resampling.
 
     Raises:
-        WeightError: An argument is not as described, names a domain or target that the swarm has not, or no mixture is
-            within the bounds.
+        WeightError: ``resamples`` is below 2; a mapping names an unknown domain or target, or lacks one; as for
+            :func:`fit_law` and :func:`best_mixture`.
     """
     if resamples < 2:
         raise WeightError(f"resamples is {resamples}; expected at least 2")

@@ -99,7 +99,10 @@ def best_mixture(
         upper: Largest share, likewise; caps of epochs are of this kind.
 
     Raises:
-        WeightError: An argument is not as described, or no mixture is within the bounds.
+        WeightError: ``laws`` is empty, or the laws have different domains or targets; ``prior`` does not sum to 1;
+            ``target_weights`` has an entry <= 0; ``rho`` or ``kl`` is negative or NaN, or ``kl`` infinite; a vector has
+            another length, or an entry that is not finite; ``kl`` is positive and a domain has a least share, but
+            no share in the prior; no mixture is within the bounds.
 
     Example:
         Two domains with a target each: the worst case takes equal shares.

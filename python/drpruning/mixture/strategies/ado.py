@@ -39,8 +39,9 @@ class ADO(RuleStrategy):
     moves every step, move here by the steps in between, in closed form. Exponents are not raised to at least 0.05.
 
     Until there is a law, the weights stay, and the mean counts these steps with the weights they had. A domain without
-    a law (too few points, a curve that does not fall, as while masks close), or whose loss is missing, NaN or infinite,
-    keeps its share in ``rho``; the others divide the rest. Reference losses only appear as excess loss in the updates.
+    a law (too few points, a curve that does not fall, as while units are pruned), or whose loss is missing, NaN or
+    infinite, keeps its share in ``rho``; the others divide the rest. Reference losses only appear as excess loss in the
+    updates.
     """
 
     name: ClassVar[str] = "ado"

@@ -49,8 +49,8 @@ class ChiSquareDRO(RuleStrategy):
     """Chi-square DRO by iterated best response (Zhou et al. 2021): the worst mixture near the reference ratio ``p``.
 
     ``w = worst_case(loss - reference_loss, p, rho, floor)``: ``argmax sum_d w_d (loss_d - reference_loss_d)`` over
-    ``w >= floor p``, ``sum w = 1``, ``1/2 sum_d p_d (w_d / p_d - 1)^2 <= rho``. Mind the half. This is
-    :class:`DRPruning` without prediction and without a moving ratio.
+    ``w >= floor p``, ``sum w = 1``, ``1/2 sum_d p_d (w_d / p_d - 1)^2 <= rho``. The divergence has the
+    factor 1/2. This is :class:`DRPruning` without prediction and without a moving ratio.
 
     The reference losses given to :meth:`init` are baselines that stay fixed throughout, as in Zhou et al. and in Jiao
     et al. (2022). A domain that was given none where others were is measured against its first finite loss. Without

@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class CVaR(RuleStrategy):
-    """Topic CVaR (Oren et al. 2019): every mixture that the training mixture contains to the fraction ``alpha``.
+    """Topic CVaR (Oren et al. 2019): the worst of all mixtures ``w`` with ``alpha w_d <= p_d`` in each domain ``d``.
 
     ``w = argmax sum_d w_d loss_d`` over ``floor p_d <= w_d <= p_d / alpha``, ``sum w = 1``, with ``p`` the reference
     ratio: the worst domains get ``1 / alpha`` times their ratio until the mass is used up (:func:`worst_fraction`).

@@ -95,8 +95,8 @@ class DRPruning(RuleStrategy):
     Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
     the mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
 
-    While masks close, the loss rises from that of the unpruned model; that lowest loss then is the reference, and the
-    excess is what pruning has cost the domain so far.
+    While units are pruned, the loss rises from that of the unpruned model. Then this lowest loss is the reference, and
+    the excess is what pruning has cost the domain so far.
 
     A domain whose loss is missing, NaN or infinite keeps its share of the ratio, and its weight if the ball and the
     floor contain it; the others get the worst case for them over the rest of the ball. Its curve has a gap.

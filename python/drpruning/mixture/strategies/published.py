@@ -55,7 +55,9 @@ def published_update(
         The mixture, float32 arithmetic in a float64 array, ``[n]``.
 
     Raises:
-        WeightError: An argument is not as described.
+        WeightError: ``excess_loss`` and ``reference_ratio`` have different lengths, or entries that are not finite;
+            ``reference_ratio`` is not positive or does not sum to 1; ``rho`` is not positive and finite; ``floor`` is
+            outside ``[0, 1)``; all excess losses are negative and ``reference_loss`` is missing.
 
     Example:
         Far from the worst case, ``[0.4, 0.6]``: the smallest reference weight is 0.5, and so the least weight as well.

@@ -49,7 +49,7 @@ class ScheduleChange:
 
         Raises:
             ConfigError: The data has another shape.
-            WeightError: The weights are not as described.
+            WeightError: A weight is negative or not finite, or the weights do not sum to 1.
         """
         if isinstance(item, cls):
             return item
