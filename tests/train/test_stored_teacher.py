@@ -4,7 +4,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from drpruning.errors import ConfigError, CorpusError, DrpruningError
 from drpruning.planning.recipe import plan_recipe
 from drpruning.records import StepTaken, read_records
 from drpruning.sampler import DomainSampler
-from drpruning.train import stages, teach, teacher_samples
+from drpruning.train import stages, teach, teacher_files, teacher_samples
 from drpruning.train.base_model import base_cache
 from drpruning.train.loop import Interrupted
 from drpruning.train.model_runtime import ModelRuntime
@@ -160,9 +160,13 @@ def identity(base: Any, **changes: Any) -> TeacherIdentity:
     return TeacherIdentity(**about, model="m", vocabulary=280, seq_len=32, document_mask=False, **{**values, **changes})
 
 
+def teacher_of(base: Any) -> Any:
+    return teach.load_teacher(str(base.model), "float32", torch.device("cpu"), False, base.corpus)
+
+
 def store(base: Any, folder: Path, *, shard: tuple[int, int] = (0, 1), batch_size: int = 4, **changes: Any) -> None:
     found = identity(base, **changes)
-    loaded = teach.load_teacher(str(base.model), "float32", torch.device("cpu"), False, base.corpus)
+    loaded = teacher_of(base)
     teach.open_teacher_folder(folder, found, resume=True)
     rows = {"sums": np.arange(20), "records": np.array([0, 3, 17, 18])}
     teach.store_teacher(folder, found, loaded, base.corpus, rows, shard=shard, batch_size=batch_size)
@@ -175,7 +179,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_rows_are_read_as_the_teacher_computes_them(cached: Any, tmp_path: Path) -> None:
     store(cached, tmp_path / "sample")
     store(cached, tmp_path / "top_k", method="top_k", size=7)
-    teacher = teach.load_teacher(str(cached.model), "float32", torch.device("cpu"), False, cached.corpus)
+    teacher = teacher_of(cached)
     numbers, domains = [18, 5, 3], [2, 0, 2]
     assert cached.corpus.domains == ("sums", "words", "records")
     rows = [
@@ -219,7 +223,7 @@ def test_shards_and_killed_jobs_write_the_same_bytes(cached: Any, tmp_path: Path
 
     found = identity(cached)
     teach.open_teacher_folder(tmp_path / "killed", found, resume=False)
-    loaded = teach.load_teacher(str(cached.model), "float32", torch.device("cpu"), False, cached.corpus)
+    loaded = teacher_of(cached)
     with pytest.raises(KilledError):
         teach.store_teacher(
             tmp_path / "killed", found, loaded, cached.corpus, {"sums": np.arange(20)}, batch_size=4, on_block=kill
@@ -231,6 +235,73 @@ def test_shards_and_killed_jobs_write_the_same_bytes(cached: Any, tmp_path: Path
         teach.open_teacher_folder(tmp_path / "whole", found, resume=False)
     with pytest.raises(ConfigError, match="its seed is 0, not 1"):
         teach.open_teacher_folder(tmp_path / "whole", replace(found, seed=1), resume=True)
+
+
+def store_rows(base: Any, folder: Path, rows: Sequence[int]) -> teach.Progress:
+    """Store rows of the first domain, each computed alone so that its record does not depend on the others."""
+    loaded = teacher_of(base)
+    teach.open_teacher_folder(folder, identity(base), resume=True)
+    return teach.store_teacher(folder, identity(base), loaded, base.corpus, {"sums": np.array(rows)}, batch_size=1)
+
+
+def test_a_job_with_other_rows_computes_those_that_a_block_lacks_and_keeps_the_others(
+    cached: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "t"
+    assert store_rows(cached, folder, [0, 2, 5, 9]).tokens == 4 * 32  # blocks of 8 rows
+    assert store_rows(cached, folder, [1, 2, 7, 10]).tokens == 3 * 32
+    assert StoredTeacher(folder).rows(0).tolist() == [0, 1, 2, 5, 7, 9, 10]
+    store_rows(cached, tmp_path / "whole", [0, 1, 2, 5, 7, 9, 10])
+    assert content(folder) == content(tmp_path / "whole")
+
+    assert store_rows(cached, folder, [2]).tokens == 0
+    assert content(folder) == content(tmp_path / "whole")
+
+    # ---- a damaged record is computed again with the rows that the block lacks, or left out
+    path = folder / "blocks/000-000000000.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")  # row 7
+    store_rows(cached, folder, [3])
+    assert StoredTeacher(folder).rows(0).tolist() == [0, 1, 2, 3, 5, 9, 10]
+    StoredTeacher(folder).read([0] * 5, [0, 1, 2, 3, 5])
+
+
+@pytest.mark.parametrize("killed_at", ["the block", "its description"])
+def test_a_job_that_is_killed_while_it_replaces_a_block_loses_no_row(
+    killed_at: str, cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(path: Path, *content: str) -> Any:
+        if killed_at == "the block" or "replaced" not in content[0]:
+            raise KilledError
+        return write_text(path, *content)
+
+    store_rows(cached, tmp_path / "t", [0, 2])
+    write_text = teacher_files.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_files, "open_new" if killed_at == "the block" else "write_text", kill)
+        with pytest.raises(KilledError):
+            store_rows(cached, tmp_path / "t", [0, 1])
+    stored = StoredTeacher(tmp_path / "t")
+    assert stored.rows(0).tolist() == ([0, 2] if killed_at == "the block" else [0, 1, 2])
+    stored.read([0, 0], [0, 2])
+    assert store_rows(cached, tmp_path / "t", [0, 1, 3]).tokens == 32 * (2 if killed_at == "the block" else 1)
+    store_rows(cached, tmp_path / "whole", [0, 1, 2, 3])
+    assert content(tmp_path / "t") == content(tmp_path / "whole")
+
+
+def test_resuming_with_another_seed_or_fewer_rows_deletes_no_row(cached: Any, recipe: Recipe, tmp_path: Path) -> None:
+    own = "--set", f"pretrain.seed={cached.config.seed}"  # the same base
+    folder = stored_by(recipe, tmp_path / "teacher", *own, "--set", "seed=1")
+    first = [set(StoredTeacher(folder).rows(domain)) for domain in range(3)]
+    stored_by(recipe, folder, *own, "--set", "seed=2", "--resume")
+    both = [set(StoredTeacher(folder).rows(domain)) for domain in range(3)]
+    assert all(one <= two for one, two in zip(first, both, strict=True))
+    assert first != both
+    before = content(folder)
+    stored_by(recipe, folder, *own, "--set", "seed=2", "--rows", "1", "--resume")
+    assert content(folder) == before
 
 
 def test_another_batch_size_changes_counts_by_rounding_alone(cached: Any, tmp_path: Path) -> None:

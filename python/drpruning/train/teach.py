@@ -1,12 +1,13 @@
 """Store a teacher: run a model over rows of a corpus once, and write its next-token distributions for later runs.
 
-Rows are grouped in blocks. A block that is complete is not computed again, so a killed job resumes, and several
-processes share a folder: process k of n computes every n-th block.
+Rows are grouped in blocks. Rows that are stored are not computed again, so a killed job resumes and a later job adds
+rows. Several processes of a job share a folder: process k of n computes every n-th block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Progress:
     """The progress of a job after a block.
 
     Attributes:
-        blocks: Blocks of this process that are complete.
+        blocks: Blocks of this process that have all rows of the job.
         total: Blocks of this process.
         tokens: Tokens computed by this process.
         bytes: Bytes of the blocks that it wrote.
@@ -138,7 +139,9 @@ def store_teacher(
     batch_size: int | None = None,
     on_block: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Compute and write the blocks of this process that are not complete.
+    """Compute the rows that the blocks of this process lack, and write these blocks with the rows that they have.
+
+    Jobs with different rows must run one after another: two of them would each write a block without the other's rows.
 
     Args:
         folder: The folder, see :func:`open_teacher_folder`.
@@ -153,7 +156,7 @@ def store_teacher(
 
     Raises:
         CorpusError: A file of the corpus is damaged.
-        DiskError: A file cannot be written; complete blocks stay intact.
+        DiskError: A file cannot be written; stored rows stay intact.
     """
     clear_partial(folder / BLOCKS)
     mine = blocks_of(identity, rows)[shard[0] :: shard[1]]
@@ -162,17 +165,20 @@ def store_teacher(
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=identity.dtype == "bfloat16")
     progress = Progress(0, len(mine), 0, 0)
     for number, block in enumerate(mine, 1):
-        if not _complete(folder, block):
-            records: list[bytes] = []
-            for start in range(0, len(block.rows), batch_size):
-                part = block.rows[start : start + batch_size]
+        records = _stored_records(folder, block)
+        if records is not None:
+            absent = np.setdiff1d(block.rows, [*records])
+            for start in range(0, len(absent), batch_size):
+                part = absent[start : start + batch_size]
                 tokens_BT = torch.from_numpy(corpus.read_rows(identity.domains[block.domain], part, identity.seq_len))
                 with torch.no_grad(), autocast:
                     logits_NV = teacher_logits(model, tokens_BT.to(device), runtime_of(model))
-                    records += _records(logits_NV, identity, identity.domains[block.domain], part)
+                    computed = _records(logits_NV, identity, identity.domains[block.domain], part)
+                    records |= zip(part.tolist(), computed, strict=True)
                 tokens += tokens_BT.numel()
             try:
-                size += write_block(folder, block.domain, block.number, block.rows, records)
+                rows_R = np.array(sorted(records), np.int64)
+                size += write_block(folder, block.domain, block.number, rows_R, [records[row] for row in rows_R])
             except OSError as error:
                 raise disk_error(folder, error) from error
         progress = Progress(number, len(mine), tokens, size)
@@ -180,16 +186,25 @@ def store_teacher(
     return progress
 
 
-def _complete(folder: Path, block: RowBlock) -> bool:
-    """Return whether a block is on the disk, undamaged and with the same rows."""
+def _stored_records(folder: Path, block: RowBlock) -> dict[int, bytes] | None:
+    """Return the undamaged records of a block on the disk by row, also of other jobs; None if it lacks no row."""
     path = block_path(folder, block.domain, block.number)
     if not path.with_suffix(".json").exists():
-        return False
+        return {}
+    records: dict[int, bytes] = {}
     try:
         with read_block(path) as found:
-            return np.array_equal(found.rows.astype(np.int64), block.rows)
+            rows = found.rows.astype(np.int64)
+            if np.isin(block.rows, rows).all():
+                return None
+            for row in rows.tolist():
+                with suppress(CorpusError):
+                    record = found.record(row)
+                    assert record is not None
+                    records[row] = record
     except CorpusError:
-        return False
+        pass  # no table, so no record can be found
+    return records
 
 
 def _records(logits_NV: Tensor, identity: TeacherIdentity, domain: str, rows: NDArray[np.int64]) -> Iterator[bytes]:

@@ -4,6 +4,9 @@
     blocks/DDD-NNNNNNNNN.bin    rows of block N of the corpus's domain D
     blocks/DDD-NNNNNNNNN.json   domain, number of rows, bytes, SHA-256 of the table; written after the block
 
+While a block is replaced by one with more rows, its JSON file describes both, so that one of them can be read at any
+time.
+
 A block begins with a table: for each row its number in the domain (uint64), the end of its record in the file (uint64)
 and the CRC-32 of the record (uint32), all little-endian, in three arrays. A record holds the T - 1 distributions of a
 row of T tokens. Method ``sample``: the number of tokens of each (uint8), then all ids, then all counts (uint8). Method
@@ -22,6 +25,7 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -198,6 +202,8 @@ def encode_top_k(ids: NDArray[Any], log_probabilities: NDArray[Any], identity: T
 def write_block(folder: Path, domain: int, block: int, rows: NDArray[np.int64], records: Sequence[bytes]) -> int:
     """Write a block, then the file that marks it as complete; return the bytes of the block.
 
+    If the process is killed, a block that was there before can be read, or the new one.
+
     Args:
         folder: The folder of the stored teacher.
         domain: Number of the domain in the corpus.
@@ -214,14 +220,22 @@ def write_block(folder: Path, domain: int, block: int, rows: NDArray[np.int64], 
     ends = start + np.cumsum([len(record) for record in records], dtype=np.uint64)
     checksums = np.array([zlib.crc32(record) for record in records], "<u4")
     table = rows.astype("<u8").tobytes() + ends.astype("<u8").tobytes() + checksums.tobytes()
+    size, sidecar = len(table) + sum(map(len, records)), path.with_suffix(".json")
+    body = _description(domain, len(rows), size, table)
+    with suppress(CorpusError), read_block(path) as old:  # there is none, or it cannot be read
+        table_before = b"".join(each.tobytes() for each in (old.rows, old.ends, old.checksums))
+        before = _description(domain, len(old.rows), int(old.ends[-1]), table_before)
+        write_text(sidecar, json.dumps({**body, "replaced": before}) + "\n")
     with open_new(path) as file:
         file.write(table)
         for record in records:
             file.write(record)
-    size = len(table) + sum(map(len, records))
-    body = {"domain": domain, "rows": len(rows), "bytes": size, "table_sha256": hashlib.sha256(table).hexdigest()}
-    write_text(path.with_suffix(".json"), json.dumps(body) + "\n")
+    write_text(sidecar, json.dumps(body) + "\n")
     return size
+
+
+def _description(domain: int, rows: int, size: int, table: bytes) -> dict[str, Any]:
+    return {"domain": domain, "rows": rows, "bytes": size, "table_sha256": hashlib.sha256(table).hexdigest()}
 
 
 # ---- read
@@ -269,19 +283,28 @@ def read_block(path: Path) -> OpenBlock:
     Raises:
         CorpusError: It is missing, damaged, or not complete.
     """
-    sidecar = path.with_suffix(".json")
+    sidecar, again = path.with_suffix(".json"), _AGAIN.format(path.stem)
     body = parse_json(read_file(sidecar, CorpusError, LARGEST_SIDECAR), sidecar, CorpusError)
-    again = _AGAIN.format(path.stem)
     keys = {"domain": int, "rows": int, "bytes": int, "table_sha256": str}
-    if not isinstance(body, dict) or any(type(body.get(key)) is not kind for key, kind in keys.items()):
-        raise CorpusError(f"{sidecar}: expected {', '.join(keys)}, found {shown(body)}", again)
+    before = body.pop("replaced", None) if isinstance(body, dict) else None
+    for each in (body,) if before is None else (body, before):
+        if not isinstance(each, dict) or any(type(each.get(key)) is not kind for key, kind in keys.items()):
+            raise CorpusError(f"{sidecar}: expected {', '.join(keys)}, found {shown(each)}", again)
+    if before is not None:  # the process that replaced the block was killed
+        with suppress(CorpusError):
+            return _open_block(path, before, again)
+    return _open_block(path, body, again)
+
+
+def _open_block(path: Path, body: dict[str, Any], again: str) -> OpenBlock:
+    """Open a block that its description fits."""
     with open_file(path, CorpusError) as file:
         count, size = body["rows"], os.fstat(file.fileno()).st_size
         if size != body["bytes"] or not 0 < count <= size // TABLE_ENTRY:
             raise CorpusError(f"{path}: expected {body['bytes']} bytes and {count} rows, found {size} bytes", again)
         table = file.read(TABLE_ENTRY * count)
         if hashlib.sha256(table).hexdigest() != body["table_sha256"]:
-            raise CorpusError(f"{path}: the table differs from its SHA-256 in {sidecar.name}", again)
+            raise CorpusError(f"{path}: the table differs from its SHA-256 in {path.stem}.json", again)
         handle = os.dup(file.fileno())
     rows, ends = np.frombuffer(table, "<u8", count), np.frombuffer(table, "<u8", count, 8 * count)
     starts = np.concatenate([np.array([len(table)], np.uint64), ends[:-1]])
