@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,43 @@ def test_the_divergence_is_the_formulas(tokens: torch.Tensor) -> None:
     losses = functional.cross_entropy(student(tokens).logits[:, :-1].mT, tokens[:, 1:], reduction="none")
     torch.testing.assert_close(distilled.losses, losses)
     torch.testing.assert_close(distilled.objective, 0.7 * losses + 0.3 * divergence)
+
+
+class ExcludedTokens(LlamaForCausalLM):
+    """A model that never predicts the first tokens of its vocabulary: their logits are -inf."""
+
+    excluded: int = 3
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().forward(*args, **kwargs)
+        found.logits[..., : self.excluded] = -math.inf
+        return found
+
+
+@pytest.mark.parametrize("student_excludes", [False, True])
+@pytest.mark.parametrize("top_k", [None, 6, 49])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_tokens_that_the_teacher_excludes_contribute_nothing(
+    temperature: float, top_k: int | None, student_excludes: bool, tokens: torch.Tensor
+) -> None:
+    teacher, student = model(2), model(1)
+    teacher.__class__ = ExcludedTokens
+    if student_excludes:
+        student.__class__ = ExcludedTokens
+    tokens = tokens.clamp(min=3)
+    settings = DistillConfig(weight=1.0, temperature=temperature, top_k=top_k)
+    found = Distiller(settings, teacher).losses(student, tokens).objective
+    found.sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in student.parameters())
+    log_p, log_q = (
+        functional.log_softmax(each(tokens).logits[:, :-1].double() / temperature, -1)[..., 3:]
+        for each in (teacher, student)
+    )
+    expected = temperature**2 * functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    if top_k == 6:  # a bound from below
+        assert (found <= expected + 1e-4).all()
+    else:
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_weight_is_linear_in_the_steps(tokens: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ from drpruning.train.stored_teacher import rows_of_stage
 from drpruning.train.teacher_files import SampledTargets, StoredTeacher, TeacherIdentity, TopKTargets
 from drpruning.train.teacher_samples import _ChunkedDistillation, pad_samples, sample, sampled_losses, uniform_numbers
 
-from .test_distill import model
+from .test_distill import ExcludedTokens, model
 from .test_run import stop_after, weights
 
 Recipe = Callable[..., RunConfig]
@@ -129,6 +129,31 @@ def test_chunks_of_hidden_states_and_all_logits_give_the_same(
     log_q = functional.log_softmax(model(1)(tokens).logits[:, :-1].flatten(0, 1) / temperature, -1)
     expected = -(temperature**2) * (drawn[1] * log_q.gather(-1, drawn[0])).sum(-1)
     torch.testing.assert_close(found[0][1], expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_tokens_that_the_teacher_excludes_are_not_drawn_and_gradients_are_finite(temperature: float) -> None:
+    tokens = torch.randint(3, 50, (3, 11), generator=torch.Generator().manual_seed(5))
+    teacher = model(2)
+    teacher.__class__ = ExcludedTokens
+    logits = teacher(tokens).logits[:, :-1].flatten(0, 1).detach()
+    ids, p = pad_samples(*sample(logits, torch.rand(30, dtype=torch.float64), 20, temperature), 20)
+    assert (ids[p > 0] >= 3).all()
+    assert (p == 0).any()  # padding has id 0
+    # all logits; the same of a student that excludes these tokens; hidden states in chunks with their own backward pass
+    for runtime, excludes in (
+        (ModelRuntime(), False),
+        (ModelRuntime(), True),
+        (ModelRuntime(cross_entropy=lambda *_: torch.empty(0), chunk=7), False),
+    ):
+        student = model(1)
+        student.runtime = runtime
+        if excludes:
+            student.__class__ = ExcludedTokens
+        losses, divergences = sampled_losses(student, tokens, ids, p, temperature)
+        (losses + divergences).sum().backward()
+        assert divergences.isfinite().all()
+        assert all(each.grad is not None and each.grad.isfinite().all() for each in student.parameters())
 
 
 # ---- files

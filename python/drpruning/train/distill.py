@@ -346,7 +346,9 @@ def _chunk_losses(logits_NV: Tensor, targets_N: Tensor, temperature: float, *tar
     else:
         index, log_p = targets
         log_q = _top_and_rest(log_q, index)
-    divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    # a token of probability 0 contributes 0, also where its logarithm is -inf (a teacher with masked logits)
+    divergences = (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(-1)
     return losses, temperature**2 * divergences
 
 
@@ -355,5 +357,7 @@ def _top_and_rest(log_p_NV: Tensor, index_NK: Tensor) -> Tensor:
 
     The last is summed over the other tokens: one minus the sum of the first has no digits where those are likely.
     """
-    rest = log_p_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1, keepdim=True)
+    # the gradient of a logsumexp of -inf alone is NaN: the student can exclude all other tokens as well
+    least = torch.finfo(log_p_NV.dtype).min
+    rest = log_p_NV.scatter(-1, index_NK, least).logsumexp(-1, keepdim=True)
     return torch.cat([log_p_NV.gather(-1, index_NK), rest], dim=-1)

@@ -147,7 +147,8 @@ def _of_logits(
     logits = logits_NV.float()
     losses = functional.cross_entropy(logits, targets_N, reduction="none")
     scaled = logits / temperature
-    divergences = scaled.logsumexp(-1) - (scaled.gather(-1, ids_NK) * probabilities_NK).sum(-1)
+    drawn = scaled.gather(-1, ids_NK).masked_fill(probabilities_NK == 0, 0)  # a padded id can have a logit of -inf
+    divergences = scaled.logsumexp(-1) - (drawn * probabilities_NK).sum(-1)
     return losses, temperature**2 * divergences
 
 
