@@ -113,12 +113,16 @@ def test_the_weight_is_linear_in_the_steps(tokens: torch.Tensor) -> None:
         torch.testing.assert_close(found, (1 - weight) * losses + weight * divergences, rtol=1e-5, atol=1e-5)
 
 
-def test_tokens_that_the_teacher_is_sure_of_have_the_next_token_loss(tokens: torch.Tensor) -> None:
+@pytest.mark.parametrize("hidden_weight", [0.0, 2.0])
+def test_tokens_that_the_teacher_is_sure_of_have_the_next_token_loss(
+    hidden_weight: float, tokens: torch.Tensor
+) -> None:
     teacher, student = model(2), model(1)
     confidence = functional.softmax(teacher(tokens).logits[:, :-1], -1).amax(-1).detach()
     limit = float(confidence.median())
-    whole = Distiller(DistillConfig(weight=0.7), teacher).losses(student, tokens)
-    found = Distiller(DistillConfig(weight=0.7, max_confidence=limit), teacher).losses(student, tokens)
+    settings = {"weight": 0.7, "hidden_weight": hidden_weight}
+    whole = Distiller(DistillConfig(**settings), teacher).losses(student, tokens)
+    found = Distiller(DistillConfig(**settings, max_confidence=limit), teacher).losses(student, tokens)
     sure = confidence > limit * (1 + 1e-5)
     clear = sure | (confidence < limit * (1 - 1e-5))  # the comparison in logarithms rounds at the limit itself
     assert 0 < int(sure.sum()) < sure.numel()

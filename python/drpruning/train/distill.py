@@ -5,8 +5,8 @@ Per token, with teacher p and student q at temperature T (logits divided by T be
     objective = (1 - weight) * next-token loss + weight * T^2 KL(p || q) + hidden_weight * distance
     distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
 
-weight is linear in the step from ``weight`` to ``final_weight``, and 0 for tokens that the teacher predicts with more
-than ``max_confidence``. h are residual streams after a block, compared on the units that the student keeps: a pruned
+weight is linear in the step from ``weight`` to ``final_weight``. For tokens that the teacher predicts with more than
+``max_confidence``, weight and hidden_weight are 0; the mean of the objective is over all tokens. h are residual streams after a block, compared on the units that the student keeps: a pruned
 model's units are a selection of the teacher's, so no learned projection is needed. Sources: Hinton, Vinyals and Dean
 (2015), "Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024),
 "Compact Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
@@ -133,7 +133,10 @@ class Distiller:
         shape = tokens_BT.shape[0], tokens_BT.shape[1] - 1
         objective = objective.view(shape)
         if self.settings.hidden_weight:
-            objective = objective + self.settings.hidden_weight * self._distance(masked, ours, theirs)[:, :-1]
+            distance = self._distance(masked, ours, theirs)[:, :-1]
+            if unsure is not None:
+                distance = distance * unsure.view(shape)
+            objective = objective + self.settings.hidden_weight * distance
         return DistillationLosses(losses=losses.view(shape).detach(), objective=objective)
 
     def _stored_losses(
