@@ -6,10 +6,11 @@ Per token, with teacher p and student q at temperature T (logits divided by T be
     distance  = mean over kept blocks of  |h_student - h_teacher|^2 / |h_teacher|^2
 
 weight is linear in the step from ``weight`` to ``final_weight``. For tokens that the teacher predicts with more than
-``max_confidence``, weight and hidden_weight are 0; the mean of the objective is over all tokens. h are residual streams after a block, compared on the units that the student keeps: a pruned
-model's units are a selection of the teacher's, so no learned projection is needed. Sources: Hinton, Vinyals and Dean
-(2015), "Distilling the Knowledge in a Neural Network", for the temperature and its square; Muralidharan et al. (2024),
-"Compact Language Models via Pruning and Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
+``max_confidence``, weight and hidden_weight are 0; the mean of the objective is over all tokens. h are residual streams
+after a block, compared on the units that the student keeps: a pruned model's units are a selection of the teacher's, so
+no learned projection is needed. Sources: Hinton, Vinyals and Dean (2015), "Distilling the Knowledge in a Neural
+Network", for the temperature and its square; Muralidharan et al. (2024), "Compact Language Models via Pruning and
+Knowledge Distillation", section 3, for the sum of logit and layer-wise losses.
 
 With a stored teacher, the divergence is computed from a sample of p or from its likeliest tokens; a sample replaces
 KL(p || q) by the cross-entropy against the sample (:mod:`drpruning.train.teacher_samples`).
