@@ -193,6 +193,44 @@ def test_settings_without_effect_are_reported() -> None:
     assert load_recipe("quickstart", [combined]).notices() == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "read", "start"),
+    [
+        (
+            ["prune.gates=deterministic", "prune.gate_init=taylor", "prune.rescore_cycles=true"],
+            ["prune.cycles=2", "prune.steps=2"],
+            "prune.rescore_cycles has no effect with prune.cycles=1",
+        ),
+        (
+            ["prune.calibration.rho=0.2"],
+            ["prune.calibration.combine=worst_case"],
+            "prune.calibration.rho has no effect",
+        ),
+        (
+            ["prune.calibration={rho: 0.2, combine: even}"],
+            ["prune.calibration.combine=worst_case"],
+            "prune.calibration.rho has no effect",
+        ),
+        (
+            ["continue.distill={weight: 0, hidden_weight: 1, temperature: 2}"],
+            ["continue.distill.final_weight=0.5"],
+            "continue.distill.temperature has no effect",
+        ),
+        (
+            ["prune.distill={weight: 0, hidden_weight: 1, top_k: 8}"],
+            ["prune.distill.weight=0.5"],
+            "prune.distill.top_k has no effect",
+        ),
+    ],
+)
+def test_a_setting_is_reported_where_no_other_setting_reads_it(
+    settings: list[str], read: list[str], start: str
+) -> None:
+    (notice,) = load_recipe("quickstart", settings).notices()
+    assert notice.startswith(start)
+    assert load_recipe("quickstart", [*settings, *read]).notices() == []
+
+
 def test_the_hash_sees_what_changes_the_result_and_only_that() -> None:
     plain = load_recipe("quickstart")
     assert load_recipe("quickstart", ["seed=18"]).hash() != plain.hash()
