@@ -179,6 +179,23 @@ def cached(base: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return base
 
 
+def test_the_cache_of_a_base_has_its_storage_formats_in_its_name(base: Any) -> None:
+    def folder(**training: str) -> Path:
+        changed = base.config.training.model_copy(update=training)
+        return base_cache(base.config.model_copy(update={"training": changed}), base.corpus)
+
+    found = [
+        folder(),
+        folder(optimizer_state_format="int8"),
+        folder(optimizer_state_format="bfloat16"),
+        folder(dtype="bfloat16"),
+        folder(dtype="bfloat16", weight_format="bfloat16"),
+        folder(dtype="bfloat16", weight_format="bfloat16+low16"),
+    ]
+    assert len(set(found)) == len(found)
+    assert folder(optimizer_state_format="float32", weight_format="float32") == found[0]
+
+
 def identity(base: Any, **changes: Any) -> TeacherIdentity:
     values = {"method": "sample", "size": 50, "temperature": 1.0, "seed": 0, "dtype": "float32", "block_rows": 8}
     about = {"corpus": base.corpus.fingerprint, "domains": base.corpus.domains, "source": str(base.model)}

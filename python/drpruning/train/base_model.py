@@ -107,6 +107,9 @@ def base_cache(config: RunConfig, corpus: Corpus) -> Path:
         "training": [training.dtype, training.threads, training.betas, training.weight_decay, training.max_grad_norm],
         "micro_batch_size": training.micro_batch_size,
     }
+    formats = {"weight_format": training.weight_format, "optimizer_state_format": training.optimizer_state_format}
+    if changed := {name: value for name, value in formats.items() if value != "float32"}:
+        body["formats"] = changed  # left out by default, so that caches of older releases keep their names
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "bases" / digest[:16]
 
