@@ -304,24 +304,7 @@ class RunConfig(Section):
                 for name in ("multiplier_learning_rate", "quadratic_multiplier_init")
                 if getattr(self.prune, name) not in (None, "auto")
             ]
-        for name in self.stages:
-            distill = getattr(self.stage(name), "distill", None)
-            if distill is not None and distill.weight == 0 and not distill.final_weight:
-                idle += [
-                    f"{name}.distill.{setting} has no effect with {name}.distill.weight=0: no divergence is computed"
-                    for setting, default in (("temperature", 1.0), ("top_k", None))
-                    if getattr(distill, setting) != default
-                ]
-        if self.prune is not None and self.prune.rescore_cycles and self.prune.cycles == 1:
-            idle.append("prune.rescore_cycles has no effect with prune.cycles=1: units are scored before the first one")
-        if self.prune is not None:
-            calibration = self.prune.calibration
-            combined = self.prune.gate_init != "uniform" and calibration.combine == "worst_case"
-            if calibration.rho != type(calibration).model_fields["rho"].default and not combined:
-                idle.append(
-                    "prune.calibration.rho has no effect without importance that is combined by "
-                    "prune.calibration.combine=worst_case"
-                )
+        idle += self._idle_of_distillation() + self._idle_of_importance()
         if self.training.cross_entropy == "plain" and self.training.cross_entropy_chunk is not None:
             idle.append("training.cross_entropy_chunk has no effect with training.cross_entropy=plain")
         if self.pretrain is not None and self.model.source != "pretrain":
@@ -339,6 +322,33 @@ class RunConfig(Section):
             )
         if self.mixture.strategy in self.also_run:
             idle.append(f"also_run: {self.mixture.strategy} is the run's own strategy and is not run twice")
+        return idle
+
+    def _idle_of_distillation(self) -> list[str]:
+        idle: list[str] = []
+        for name in self.stages:
+            distill = getattr(self.stage(name), "distill", None)
+            if distill is not None and distill.weight == 0 and not distill.final_weight:
+                idle += [
+                    f"{name}.distill.{setting} has no effect with {name}.distill.weight=0: no divergence is computed"
+                    for setting, default in (("temperature", 1.0), ("top_k", None))
+                    if getattr(distill, setting) != default
+                ]
+        return idle
+
+    def _idle_of_importance(self) -> list[str]:
+        idle: list[str] = []
+        if self.prune is None:
+            return idle
+        if self.prune.rescore_cycles and self.prune.cycles == 1:
+            idle.append("prune.rescore_cycles has no effect with prune.cycles=1: units are scored before the first one")
+        calibration = self.prune.calibration
+        combined = self.prune.gate_init != "uniform" and calibration.combine == "worst_case"
+        if calibration.rho != type(calibration).model_fields["rho"].default and not combined:
+            idle.append(
+                "prune.calibration.rho has no effect without importance that is combined by "
+                "prune.calibration.combine=worst_case"
+            )
         return idle
 
     def to_dict(self) -> dict[str, Any]:
