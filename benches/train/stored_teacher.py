@@ -28,10 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from drpruning.config import DistillConfig, TrainingConfig
 from drpruning.corpus import Corpus
+from drpruning.hf.models import load
 from drpruning.train.distill import Distiller, RowNumbers
 from drpruning.train.losses import token_losses
 from drpruning.train.model_runtime import prepare
-from drpruning.train.teach import _records, load_teacher
+from drpruning.train.teach import _records
 from drpruning.train.teacher_files import BLOCKS, StoredTeacher, TeacherIdentity, write_block
 from drpruning.train.teacher_samples import pad_samples, sample
 
@@ -67,7 +68,7 @@ def store(folder: Path, teacher: LlamaForCausalLM, tokens_BT: Tensor) -> StoredT
 
 def draws(model_folder: str, corpus_folder: str) -> None:
     corpus = Corpus.open(corpus_folder)
-    teacher = load_teacher(model_folder, "float32", torch.device("cpu"), document_mask=False, corpus=corpus)
+    teacher = load(model_folder, torch.float32, torch.device("cpu"))
     shares = np.linspace(0, 1, 32 // len(corpus.domains) + 1, endpoint=False)
     rows = [
         corpus.read_rows(name, (shares * count).astype(np.int64), 128) for name, count in corpus.num_rows(128).items()

@@ -15,10 +15,10 @@ import pytest
 import torch
 from scipy import stats
 from torch.nn import functional
-from transformers import AutoConfig
+from transformers import AutoConfig, MistralConfig
 
 from drpruning.cli import main
-from drpruning.config import DistillConfig, RunConfig
+from drpruning.config import DistillConfig, RunConfig, TrainingConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError, DrpruningError
 from drpruning.planning.recipe import plan_recipe
@@ -27,7 +27,7 @@ from drpruning.sampler import DomainSampler
 from drpruning.train import stages, teach, teacher_files, teacher_samples
 from drpruning.train.base_model import base_cache
 from drpruning.train.loop import Interrupted
-from drpruning.train.model_runtime import ModelRuntime
+from drpruning.train.model_runtime import ModelRuntime, choose_attention
 from drpruning.train.run import train
 from drpruning.train.state import StageState, step_seed
 from drpruning.train.stored_teacher import rows_of_stage
@@ -203,7 +203,7 @@ def identity(base: Any, **changes: Any) -> TeacherIdentity:
 
 
 def teacher_of(base: Any) -> Any:
-    return teach.load_teacher(str(base.model), "float32", torch.device("cpu"), False, base.corpus)
+    return teach.load_teacher(identity(base), torch.device("cpu"), base.corpus)
 
 
 def store(base: Any, folder: Path, *, shard: tuple[int, int] = (0, 1), batch_size: int = 4, **changes: Any) -> None:
@@ -521,6 +521,65 @@ def test_the_rows_of_a_stage_are_all_that_any_mixture_reads(cached: Any, recipe:
         batch = next(sampler)
         assert all(row in needed[corpus.domains[at]] for at, row in zip(batch.domains, batch.rows, strict=True))
     assert all(len(rows) < corpus.num_rows(32)[name] for name, rows in needed.items() if name != "records")
+
+
+def test_a_teacher_has_the_attention_of_a_run(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(teach, "prepare", lambda model, *settings: given.append(settings))
+    own = replace(identity(cached), dtype="bfloat16", document_mask=True)
+    for training in (None, TrainingConfig(deterministic=True), TrainingConfig(attention="sdpa")):
+        teach.load_teacher(own, torch.device("cpu"), cached.corpus, training)
+    assert all(data.seq_len == own.seq_len and data.document_mask for _, data, _ in given)
+    assert [runtime.dtype for runtime, _, _ in given] == ["bfloat16"] * 3
+    window = MistralConfig(sliding_window=own.seq_len - 1, head_dim=64)
+    whole = MistralConfig(sliding_window=own.seq_len, head_dim=64)
+    (automatic, deterministic, fixed) = (
+        [choose_attention(config, runtime, data, "cuda") for config in (window, whole)] for runtime, data, _ in given
+    )
+    assert automatic == ["auto", "flex_attention"]  # FlexAttention has no sliding window
+    assert deterministic == ["auto", "auto"]
+    assert fixed == ["sdpa", "sdpa"]
+    with pytest.raises(ConfigError, match=r"training\.attention flex_attention"):
+        teach.load_teacher(own, torch.device("cpu"), cached.corpus, TrainingConfig(attention="flex_attention"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "messages"),
+    [
+        (
+            {name: {"distill": {"top_k": 300}} for name in STAGES},
+            [],
+            ["prune.distill.top_k is 300", "vocabulary of 280", "--set prune.distill.top_k=null"],
+        ),
+        ({name: {"distill": {"top_k": 3}} for name in STAGES}, ["--top-k", "280"], ["--top-k is 280", "Leave it out"]),
+        (
+            {"prune": {"distill": {}}, "continue": {"distill": {"temperature": 2.0}}},
+            [],
+            [
+                "prune.distill.temperature is 1, continue.distill.temperature 2;",
+                "--set prune.distill.temperature=2",
+                "--set continue.distill=null",
+            ],
+        ),
+        ({"prune": {"distill": {"top_k": 5}}, "continue": {"distill": {}}}, [], ["--set prune.distill.top_k=null"]),
+        ({}, [], ["no section distill", "--set continue.distill.weight=0.5"]),
+    ],
+)
+def test_errors_name_the_setting_and_a_change_that_helps(
+    changes: Any,
+    options: list[str],
+    messages: list[str],
+    cached: Any,
+    recipe: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe(**changes).to_yaml())
+    with pytest.raises(SystemExit):
+        main(["teach", "--recipe", str(file), "--out", str(tmp_path / "t"), *options])
+    shown = capsys.readouterr().err
+    assert all(message in shown for message in messages), shown
 
 
 def test_a_rank_finds_its_rows_without_the_device(cached: Any) -> None:

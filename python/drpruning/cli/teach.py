@@ -171,7 +171,7 @@ def run(request: TeachRequest, on_progress: Any) -> dict[str, Any]:
     recipe_dtype = None if config is None else config.training.dtype
     dtype = request.dtype or recipe_dtype or str(default_dtype(device)).removeprefix("torch.")
     vocabulary = text_config(read_config(source)).vocab_size
-    check_vocabulary(source, vocabulary, corpus, settings)
+    check_vocabulary(source, vocabulary, corpus, settings, top_k_name(request, config))
     identity = TeacherIdentity(
         corpus=corpus.fingerprint,
         domains=corpus.domains,
@@ -185,7 +185,7 @@ def run(request: TeachRequest, on_progress: Any) -> dict[str, Any]:
     )
     open_teacher_folder(request.out, identity, resume=request.resume or request.shard[1] > 1)
     on_progress(f"loading {source}")
-    model = load_teacher(source, dtype, device, identity.document_mask, corpus)
+    model = load_teacher(identity, device, corpus, None if config is None else config.training)
 
     def show(progress: Progress) -> None:
         on_progress(f"block {progress.blocks} of {progress.total}: {progress.tokens:,} new tokens")
@@ -254,14 +254,25 @@ def find_teacher(request: TeachRequest, config: RunConfig | None, corpus: Corpus
     values: dict[str, Any] = dict(DEFAULTS)
     top_k = request.top_k
     if config is not None:
-        distilled = {(each.temperature, each.top_k) for each in distilled_stages(config).values()}
-        if len(distilled) != 1:
-            found = "two temperatures or top_k" if distilled else "no section distill"
+        distilled = distilled_stages(config)
+        if not distilled:
+            scratch = config.model.source == "scratch"
+            reason = "model.source=scratch, which has no teacher" if scratch else "no section distill"
             raise ConfigError(
-                f"the recipe {config.name!r} has {found}; expected one way to distil",
-                "Set it, for example --set continue.distill.weight=0.5",
+                f"the recipe {config.name!r} has {reason}; expected a stage that distils",
+                "Set another model.source." if scratch else "Set it, for example --set continue.distill.weight=0.5",
             )
-        values["temperature"], recipe_top_k = distilled.pop()
+        (first, one), *others = distilled.items()
+        for name in ("temperature", "top_k"):
+            for stage, other in others:
+                own, theirs = (_in_yaml(getattr(each, name)) for each in (one, other))
+                if own != theirs:
+                    raise ConfigError(
+                        f"{first}.distill.{name} is {own}, {stage}.distill.{name} {theirs}; a stored teacher has one",
+                        f"Set both alike, for example --set {first}.distill.{name}={theirs}, or store one folder for "
+                        f"each stage: --set {first}.distill=null, and --set {stage}.distill=null.",
+                    )
+        values["temperature"], recipe_top_k = one.temperature, one.top_k
         values |= {"seq_len": config.data.seq_len, "document_mask": config.data.document_mask}
         top_k = recipe_top_k if top_k is None and request.draws is None else top_k
     values |= {name: given for name in values if (given := getattr(request, name)) is not None}
@@ -306,8 +317,21 @@ def rows_to_store(
     return rows
 
 
-def check_vocabulary(source: str, vocabulary: int, corpus: Corpus, settings: Mapping[str, Any]) -> None:
-    """Check that the teacher has the corpus's token ids, and more tokens than ``top_k``.
+def _in_yaml(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
+
+
+def top_k_name(request: TeachRequest, config: RunConfig | None) -> str:
+    """Return the option or the setting that ``top_k`` is from."""
+    from drpruning.train.stored_teacher import distilled_stages
+
+    if request.top_k is not None or config is None:
+        return "--top-k"
+    return f"{next(iter(distilled_stages(config)))}.distill.top_k"
+
+
+def check_vocabulary(source: str, vocabulary: int, corpus: Corpus, settings: Mapping[str, Any], top_k: str) -> None:
+    """Check that the teacher has the corpus's token ids, and more tokens than ``top_k``, an option or a setting.
 
     Raises:
         ConfigError: It does not.
@@ -323,4 +347,8 @@ def check_vocabulary(source: str, vocabulary: int, corpus: Corpus, settings: Map
         )
     check_tokenizer(ModelConfig(source=source), corpus)
     if settings["method"] == "top_k" and settings["size"] >= vocabulary:
-        raise ConfigError(f"--top-k is {settings['size']}; expected less than the vocabulary of {vocabulary}")
+        change = "Leave it out to store draws" if top_k == "--top-k" else f"Store draws with --set {top_k}=null"
+        raise ConfigError(
+            f"{top_k} is {settings['size']}; expected less than the vocabulary of {vocabulary} to store",
+            f"{change}, which have the expected gradient of the whole divergence, or use a smaller number.",
+        )

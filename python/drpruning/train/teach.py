@@ -25,6 +25,7 @@ from drpruning.hf.models import load
 from drpruning.inputs import disk_error
 from drpruning.train.distill import teacher_logits, top_k_targets
 from drpruning.train.model_runtime import prepare, runtime_of
+from drpruning.train.preflight import check_runtime
 from drpruning.train.teacher_files import (
     BLOCKS,
     INDEX,
@@ -114,17 +115,40 @@ def _is_foreign(path: Path) -> bool:
     return path.name != BLOCKS and not path.name.startswith(f".{INDEX}")
 
 
-def load_teacher(source: str, dtype: str, device: torch.device, document_mask: bool, corpus: Corpus) -> Any:
+def load_teacher(
+    identity: TeacherIdentity, device: torch.device, corpus: Corpus, training: TrainingConfig | None = None
+) -> Any:
     """Load a teacher to a device, frozen, with the kernels that a run would give it.
 
+    Args:
+        identity: The teacher, its dtype, row length and document mask.
+        device: Its device.
+        corpus: The corpus.
+        training: The recipe's section, for ``attention`` and ``deterministic``; None: the defaults.
+
     Raises:
-        ConfigError: It cannot be loaded, or the corpus has no end token, which ``document_mask`` needs.
+        ConfigError: It cannot be loaded, the attention function does not support it, or the corpus has no end token,
+            which a document mask needs.
+        MissingExtraError: The attention function's package is missing.
     """
-    if document_mask and corpus.end_token is None:
+    if identity.document_mask and corpus.end_token is None:
         raise ConfigError("the corpus has no end token, which --document-mask needs")
-    model = load(source, torch.bfloat16 if dtype == "bfloat16" else torch.float32, device).requires_grad_(False)
-    data = DataConfig(corpus=str(corpus.folder), seq_len=2, reference_ratio="natural", document_mask=document_mask)
-    prepare(model, TrainingConfig(dtype="bfloat16" if dtype == "bfloat16" else "float32"), data, corpus.end_token)
+    data = DataConfig(
+        corpus=str(corpus.folder),
+        seq_len=identity.seq_len,
+        reference_ratio="natural",
+        document_mask=identity.document_mask,
+    )
+    training = training or TrainingConfig()
+    runtime = TrainingConfig(
+        dtype="bfloat16" if identity.dtype == "bfloat16" else "float32",
+        attention=training.attention,
+        deterministic=training.deterministic,
+    )
+    weights = torch.bfloat16 if runtime.dtype == "bfloat16" else torch.float32
+    model = load(identity.source, weights, device).requires_grad_(False)
+    check_runtime(runtime, data, corpus.end_token, model.config, device.type)
+    prepare(model, runtime, data, corpus.end_token)
     return model
 
 
