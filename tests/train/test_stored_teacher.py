@@ -30,7 +30,7 @@ from drpruning.train.loop import Interrupted
 from drpruning.train.model_runtime import ModelRuntime, choose_attention
 from drpruning.train.run import train
 from drpruning.train.state import StageState, step_seed
-from drpruning.train.stored_teacher import rows_of_stage
+from drpruning.train.stored_teacher import check_rows, longest_stage, rows_of_stage
 from drpruning.train.teacher_files import SampledTargets, StoredTeacher, TeacherIdentity, TopKTargets
 from drpruning.train.teacher_samples import _ChunkedDistillation, pad_samples, sample, sampled_losses, uniform_numbers
 
@@ -580,6 +580,39 @@ def test_errors_name_the_setting_and_a_change_that_helps(
         main(["teach", "--recipe", str(file), "--out", str(tmp_path / "t"), *options])
     shown = capsys.readouterr().err
     assert all(message in shown for message in messages), shown
+
+
+def test_a_budget_that_lengthens_the_stage_needs_the_rows_of_its_steps(
+    cached: Any, recipe: Recipe, tmp_path: Path
+) -> None:
+    def budgeted(budget: float | None, **settings: Any) -> RunConfig:
+        stage = {"steps": 2, "batch_size": 4, "charged_flops": budget, "distill": settings}
+        return recipe(prune={"steps": 2}, mixture={"strategy": "constant"}, **{"continue": stage})
+
+    plain = budgeted(None)
+    planned = plan_recipe(plain, AutoConfig.from_pretrained(cached.model))
+    after = next(stage for stage in planned.stages if stage.name == "continue").flops.charged
+    budget = planned.charged_flops + 2 * after  # 4 steps more, and some where the prune stage skips units
+    longest = longest_stage(budgeted(budget), "continue", cached.corpus)
+    assert longest.steps >= 6
+    few, more = (rows_of_stage(budgeted(each), "continue", cached.corpus) for each in (None, budget))
+    assert sum(map(len, more.values())) > sum(map(len, few.values()))
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(plain.to_yaml())
+    stored = tmp_path / "teacher"
+    main(["teach", "--recipe", str(file), "--out", str(stored)])
+    config = budgeted(budget, stored=str(stored))
+    with pytest.raises(ConfigError, match="that the stage can read"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    check_rows(config, "continue", cached.corpus, plain.continue_)  # with the steps known, those rows are enough
+    main(
+        ["teach", "--recipe", str(file), "--set", f"continue.charged_flops={budget}", "--out", str(stored), "--resume"]
+    )
+    train(config, tmp_path / "run")
+    taken = [step for step in steps(tmp_path / "run") if step.stage == "continue"]
+    assert 6 <= len(taken) <= longest.steps
 
 
 def test_a_rank_finds_its_rows_without_the_device(cached: Any) -> None:

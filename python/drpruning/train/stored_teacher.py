@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.config import SHAPES_ONLY, DistillConfig, RunConfig
+from drpruning.config import SHAPES_ONLY, ContinueConfig, DistillConfig, RunConfig, StageConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
+from drpruning.flops import TRAINING
 from drpruning.hf.fingerprint import model_fingerprint
-from drpruning.mixture import Constant
+from drpruning.hf.models import build_on_meta
+from drpruning.mixture import Constant, Strategy
+from drpruning.mixture import build as build_strategy
+from drpruning.pruning import Target
+from drpruning.pruning.model_flops import products_per_token
 from drpruning.sampler import DomainSampler
-from drpruning.train.base_model import base_cache
-from drpruning.train.stages import stage_strategy, start_ratio
+from drpruning.train.base_model import base_cache, source_config
+from drpruning.train.model_structure import products_of_model
 from drpruning.train.state import step_seed
 from drpruning.train.teacher_files import StoredTeacher
 
@@ -27,7 +32,33 @@ def distilled_stages(config: RunConfig) -> dict[str, DistillConfig]:
     return {name: settings for name, settings in found.items() if settings is not None}
 
 
-def rows_of_stage(config: RunConfig, name: str, corpus: Corpus) -> dict[str, NDArray[np.int64]]:
+def longest_stage(config: RunConfig, name: str, corpus: Corpus) -> StageConfig:
+    """Return the settings of a stage with the largest number of steps that it can have.
+
+    With ``charged_flops`` the steps follow from the FLOPs of the prune stage. The bound leaves out those of teachers,
+    importance and repair. Where pruned units are skipped, a step has the FLOPs of the target, the final size of the
+    schedule.
+
+    Raises:
+        ConfigError: The budget is spent before the stage.
+    """
+    settings = config.stage(name)
+    if not isinstance(settings, ContinueConfig) or settings.charged_flops is None:
+        return settings
+    length, base_config = config.data.seq_len, source_config(config.model, corpus)
+    whole = student = TRAINING * products_of_model(build_on_meta(base_config), length)
+    spent = 0.0
+    if config.prune is not None:
+        target = Target(**config.prune.target.model_dump()).resolve(base_config)
+        student = TRAINING * products_per_token(base_config, target.sizes(), length)
+        tokens = config.prune.steps * config.prune.batch_size * length
+        spent = tokens * (student if config.prune.skips_pruned_units else whole)
+    return settings.within_budget(spent, settings.batch_size * length * student)
+
+
+def rows_of_stage(
+    config: RunConfig, name: str, corpus: Corpus, settings: StageConfig | None = None
+) -> dict[str, NDArray[np.int64]]:
     """Return the rows of each domain that a stage can read, ascending.
 
     Where the mixture does not move, they are the rows that it reads. Where it moves, all rows of the stage could be of
@@ -38,13 +69,14 @@ def rows_of_stage(config: RunConfig, name: str, corpus: Corpus) -> dict[str, NDA
         config: The recipe, with shares.
         name: The stage.
         corpus: The recipe's corpus.
+        settings: The settings of the stage, once its steps are known; None: those of :func:`longest_stage`.
     """
-    ratio, settings = start_ratio(config, name), config.stage(name)
-    fixed = all(
-        isinstance(stage_strategy(config.with_strategy(strategy), name), Constant)
+    settings = longest_stage(config, name, corpus) if settings is None else settings
+    fixed = name not in config.mixture.stages or all(
+        isinstance(_strategy(config.with_strategy(strategy)), Constant)
         for strategy in dict.fromkeys((config.mixture.strategy, *config.also_run))
     )
-    mixtures = [ratio] if fixed else [{domain: 1.0} for domain in config.domains]
+    mixtures = [config.reference_ratio] if fixed else [{domain: 1.0} for domain in config.domains]
     rows: dict[str, list[NDArray[np.int64]]] = {domain: [] for domain in config.domains}
     sizes = corpus.num_rows(config.data.seq_len)
     for mixture in mixtures:
@@ -65,6 +97,10 @@ def rows_of_stage(config: RunConfig, name: str, corpus: Corpus) -> dict[str, NDA
         for domain in mixture:
             rows[domain].append(numbers[domains == corpus.domains.index(domain)])
     return {domain: np.unique(np.concatenate(parts)) for domain, parts in rows.items()}
+
+
+def _strategy(config: RunConfig) -> Strategy:
+    return build_strategy(config.mixture.strategy, config.mixture.settings(), stages=config.mixture.stages)
 
 
 def teacher_source(config: RunConfig, corpus: Corpus) -> str:
@@ -105,9 +141,8 @@ def check_stored_teachers(config: RunConfig, corpus: Corpus) -> None:
         if settings.stored is not None:
             stored = StoredTeacher(Path(settings.stored).expanduser())
             _check_identity(config, name, settings, stored, corpus)
-            if settings.missing == "error":
-                _check_rows(config, name, stored, corpus)
             stored.close()
+            check_rows(config, name, corpus)
 
 
 def _check_identity(
@@ -132,8 +167,24 @@ def _check_identity(
             )
 
 
-def _check_rows(config: RunConfig, name: str, stored: StoredTeacher, corpus: Corpus) -> None:
-    for domain, needed in rows_of_stage(config, name, corpus).items():
+def check_rows(config: RunConfig, name: str, corpus: Corpus, settings: StageConfig | None = None) -> None:
+    """Check that the stored teacher of a stage, if it has one, has all rows that the stage can read.
+
+    Args:
+        config: The recipe, with shares.
+        name: The stage.
+        corpus: The recipe's corpus.
+        settings: The settings of the stage, once its steps are known; None: those of :func:`longest_stage`.
+
+    Raises:
+        ConfigError: A row is not stored, and ``distill.missing`` is ``error``.
+        CorpusError: A file is damaged.
+    """
+    distill = distilled_stages(config).get(name)
+    if distill is None or distill.stored is None or distill.missing != "error":
+        return
+    stored = StoredTeacher(Path(distill.stored).expanduser())
+    for domain, needed in rows_of_stage(config, name, corpus, settings).items():
         absent = np.setdiff1d(needed, stored.rows(corpus.domains.index(domain)), assume_unique=True)
         if len(absent):
             raise ConfigError(
