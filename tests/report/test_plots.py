@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import drpruning as dp
 from drpruning.cli.report import report
-from drpruning.errors import MissingExtraError
+from drpruning.errors import MissingExtraError, StateError
 from drpruning.records import Evaluated, StepTaken
 from tests.report.synthetic import DOMAINS, synthetic, write_run
 
@@ -28,6 +28,17 @@ def test_metrics_are_typed_columns_of_every_row(run: Path) -> None:
     assert list(losses) == DOMAINS
     assert losses["math"].tolist() == [record.losses["math"] for record in evaluated]
     assert "losses/math" in repr(metrics.evaluations)
+
+
+def test_metrics_of_no_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "recipe.yaml").write_text("")
+    cases = {"nowhere": "does not exist", "file": "is a file", ".": "not a run folder", "started": "no metrics.jsonl"}
+    for name, message in cases.items():
+        with pytest.raises(StateError, match=message) as refused:
+            dp.read_metrics(tmp_path / name)
+        assert "drpruning train" in str(refused.value.next_step)
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

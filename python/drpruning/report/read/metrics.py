@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drpruning.errors import MissingExtraError, install_command
+from drpruning.errors import MissingExtraError, StateError, install_command
 from drpruning.report.read.downsample import Bins
-from drpruning.report.read.run import STAGES
+from drpruning.report.read.run import STAGES, check_run
 from drpruning.report.read.tail import read_series
-from drpruning.run_folder import RunFolder
+from drpruning.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,10 +96,26 @@ class Metrics:
 def read_metrics(folder: Path | str) -> Metrics:
     """Read every step and evaluation of a run; of a step that was taken twice, the later row.
 
+    Args:
+        folder: The run folder that ``drpruning train`` wrote; the run may still be in progress.
+
+    Returns:
+        Two tables. A table without a row has no columns but ``stage``.
+
+    Raises:
+        StateError: There is no such folder, or it holds no ``metrics.jsonl``.
+
     Example:
         ``drpruning.read_metrics("runs/quickstart").steps["loss"]``
     """
-    series = read_series(RunFolder(Path(folder)).metrics, most=0)
+    run = RunFolder(Path(folder))
+    check_run(run.path)
+    if not run.metrics.is_file():
+        raise StateError(
+            f"run {str(folder)!r} has no {METRICS}; expected one, with a record of each step",
+            f"Start the run: drpruning train {run.recipe} --out {folder} --resume",
+        )
+    series = read_series(run.metrics, most=0)
     return Metrics(_table(series.steps), _table(series.evaluations))
 
 

@@ -121,7 +121,7 @@ def run_folders(folder: Path, *others: Path) -> list[Path]:
         StateError: There is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``.
     """
     for each in (folder, *others):
-        _check(each)
+        check_run(each)
     return [folder, *(others or sorted(path.parent for path in folder.glob(f"{COMPARE}/*/{METRICS}")))]
 
 
@@ -245,7 +245,8 @@ def _progress_of(run: Run, name: str) -> StageProgress:
     return StageProgress(name, max(most), max(table.last for table in tables), began, seconds)
 
 
-def _check(folder: Path) -> None:
+def check_run(folder: Path) -> None:
+    """Raise StateError if there is no such folder, or it holds neither ``metrics.jsonl`` nor ``recipe.yaml``."""
     if not folder.is_dir():
         what = "is a file, not a run folder" if folder.exists() else "does not exist"
         raise StateError(f"run {str(folder)!r} {what}", "Give the folder that `drpruning train` wrote.")
