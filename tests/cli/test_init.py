@@ -50,12 +50,17 @@ def test_without_tokens_a_small_corpus_is_read_twice(given: Path, capsys: pytest
     assert ", 2.0 passes over the corpus" in (given / "big-to-100k.yaml").read_text(encoding="utf-8")
 
 
+def test_the_path_of_a_config_means_its_folder(given: Path) -> None:
+    main(["init", "big/config.json", "--params", "100k", "--corpus", "text", "--tokens", "60k"])
+    assert load_recipe(str(given / "big-to-100k.yaml")).model.source == "big"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["missing", "--params", "1M", "--corpus", "text"], "no model 'missing'"),
         (["big", "--params", "100k", "--corpus", "nowhere"], "nowhere holds no corpus.json"),
-        (["big", "--params", "1B", "--corpus", "text"], "no shape of the source"),
+        (["big", "--params", "1B", "--corpus", "text"], "--params 1B is more than the model's"),
         (["big", "--params", "100k", "--corpus", "text", "--tokens", "1B"], "more than 4 passes over the corpus"),
         (["big", "--params", "100k", "--corpus", "text", "--gpus", "9xABACUS"], "unknown accelerator"),
         (["big", "--params", "100k", "--corpus", "text", "--out", "big/config.json"], "exists already"),

@@ -142,11 +142,17 @@ def test_a_budget_is_above_zero_and_finite(budget: dict[str, float], message: st
         Budget(**budget)
 
 
-@pytest.mark.parametrize("budget", [Budget(parameters=30e9), Budget(parameters=1e6), Budget(cache_bytes=10.0)])
+@pytest.mark.parametrize("budget", [Budget(parameters=1e6), Budget(cache_bytes=10.0)])
 def test_a_budget_out_of_reach_names_the_nearest_shape(budget: Budget) -> None:
     with pytest.raises(ConfigError, match="no shape of the source") as refused:
         search_shapes(LLAMA3, budget, H100)
     assert "Nearest: layers" in str(refused.value.next_step)
+
+
+def test_a_target_is_smaller_than_the_source() -> None:
+    with pytest.raises(ConfigError, match=r"30,000,000,000 parameters are more than the source's 8,030,261,248") as refused:
+        search_shapes(LLAMA3, Budget(parameters=30e9), H100)
+    assert "Give fewer. The largest shape: layers" in str(refused.value.next_step)
 
 
 def test_a_split_without_fitting_heads_is_rejected() -> None:

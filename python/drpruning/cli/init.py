@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -76,6 +76,8 @@ def init(
     from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
     from drpruning.planning.model_shape import read_any_shape, read_shape
 
+    if (given := Path(model)).name == "config.json" and given.is_file():
+        model = str(given.parent)
     if not (corpus.expanduser() / FILE_NAME).is_file():
         raise ConfigError(
             f"{corpus} holds no {FILE_NAME}",
@@ -85,6 +87,7 @@ def init(
     target = None
     if params is not None:
         assert isinstance(source, ModelShape)
+        _check_smaller(params, source)
         serving = Serving(accelerator=find_accelerator("H100"))
         target = search_shapes(source, Budget(parameters=params), serving, number=1)[0].target
     stem = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model.rsplit("/", 1)[-1]
@@ -149,6 +152,21 @@ def next_commands(path: Path, gpus: str | None, *, prunes: bool, learns: bool) -
     if learns:
         commands.append(f"drpruning train {path} --miniature")
     return [*commands, f"drpruning train {path}"]
+
+
+def _check_smaller(params: float, source: Any) -> None:
+    """Raise ConfigError if the target of ``--params`` is larger than the model."""
+    from drpruning.errors import ConfigError
+    from drpruning.formatting import count
+    from drpruning.planning.search import NOMINAL
+    from drpruning.pruning.target import parameters_of, sizes_of
+
+    whole = parameters_of(source, sizes_of(source))
+    if params > whole * (1 + NOMINAL):
+        raise ConfigError(
+            f"--params {count(params)} is more than the model's {whole:,}; a target can only be smaller",
+            "Give fewer, or leave --params out to keep the shape.",
+        )
 
 
 def _machine(gpus: str | None) -> Machine:

@@ -313,6 +313,13 @@ def _none_meets(budget: Budget, whole: Candidate, nearest: Candidate | None, ten
     if nearest is None:
         return ConfigError(f"the source has no shape{split}", "Split over fewer GPUs.")
     sizes = ", ".join(f"{name} {size}" for name, size in nearest.target.sizes().items())
+    others = (budget.memory_bytes, budget.cache_bytes, budget.decode_seconds)
+    if others == (None, None, None) and budget.parameters is not None and budget.parameters > whole.parameters:
+        return ConfigError(
+            f"{budget.parameters:,.0f} parameters are more than the source's {whole.parameters:,}; "
+            "a target can only be smaller",
+            f"Give fewer. The largest shape: {sizes}, with {costs_in_words(nearest)}.",
+        )
     return ConfigError(
         f"no shape{split} of the source ({costs_in_words(whole)}) meets {requested}",
         f"Nearest: {sizes}, with {costs_in_words(nearest)}.",
