@@ -8,14 +8,16 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import drpruning as dp
 from drpruning import inputs
 from drpruning.cli import main
-from drpruning.errors import ConfigError, CorpusError, LossTableError, StateError
+from drpruning.errors import ConfigError, CorpusError, DrpruningError, LossTableError, StateError, WeightError
 from drpruning.inputs import open_file, parse_json, parse_yaml, read_file, repeated, shown
+from drpruning.mixture.bounds import Bounds
 from tests.conftest import MakeCorpus
 from tests.limited import run_limited
 
@@ -258,6 +260,36 @@ def test_invalid_paths_of_corpora_are_typed(tmp_path: Path) -> None:
     for path in ("a\ud800", "a\0b", tmp_path / ("x" * 300), tmp_path / "a.bin"):
         with pytest.raises(CorpusError, match="invalid"):
             dp.Corpus({"web": path}, dtype="uint16")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: dp.Corpus("a.bin"), ConfigError, "domains is 'a.bin'; expected a mapping"),
+        (lambda: dp.document_boundaries([[1, 2, 0]], end_token=0), ConfigError, "tokens is a list; expected a NumPy"),
+        (lambda: dp.document_boundaries(np.ones((1, 2), int), "0"), ConfigError, "end_token is '0'; ids are"),
+        (lambda: dp.DRPruning().init(["a"], {"a": 1.0}, reference_loss=2.0), WeightError, "reference_loss is 2.0; exp"),
+        (lambda: dp.DRPruning().init(["a", "b"], None), WeightError, "reference_ratio is None; expected a mapping"),
+        (
+            lambda: dp.DRPruning().init(["a", "b"], [0.5, 0.5]),
+            WeightError,
+            r"reference_ratio is \[0.5, 0.5\]; expected",
+        ),
+        (lambda: dp.fit_scaling_law("a", [1], [1]), WeightError, r"params is 'a'; expected numbers \[n\]"),
+        (lambda: dp.LearningRates("a", [1]), WeightError, r"tokens is 'a'; expected numbers \[m\]"),
+        (lambda: Bounds(max_share=0.6).nearest({"a": 1}, ["a", "b"]), ConfigError, "mixture is {'a': 1}; expected 2"),
+        (
+            lambda: Bounds(max_share=0.6).nearest([1.0], ["a", "b"]),
+            ConfigError,
+            r"mixture is \[1.0\]; expected 2 numbers",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_typed_errors_that_name_them(
+    call: Callable[[], object], error: type[DrpruningError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_a_sampler_state_that_is_no_mapping_is_a_state_error(make_corpus: MakeCorpus) -> None:

@@ -49,14 +49,19 @@ def document_boundaries(tokens: NDArray[np.int32] | NDArray[np.int64], end_token
         >>> found.position_ids.tolist()
         [[0, 1, 2, 0], [0, 1, 2, 3]]
     """
+    if not isinstance(tokens, np.ndarray):
+        raise ConfigError(
+            f"tokens is a {type(tokens).__name__}; expected a NumPy array, int32 or int64 [rows, seq_len]",
+            "Convert it with numpy.asarray(tokens).",
+        )
     if tokens.ndim != 2 or tokens.dtype not in (np.int32, np.int64):
         raise ConfigError(f"tokens are {tokens.dtype} {tokens.shape}; expected int32 or int64 [rows, seq_len]")
     if tokens.shape[1] == 0 or tokens.size > MAX_TOKENS:
         raise ConfigError(
             f"tokens have the shape {tokens.shape}; expected rows of 1 token or more, {MAX_TOKENS} in all"
         )
-    if not 0 <= end_token < 2**31:
-        raise ConfigError(f"end_token is {end_token}; ids are 0 to {2**31 - 1}")
+    if not isinstance(end_token, int | np.integer) or not 0 <= end_token < 2**31:
+        raise ConfigError(f"end_token is {end_token!r}; ids are 0 to {2**31 - 1}")
     if not tokens.flags.c_contiguous:
         tokens = tokens.copy()
     return Documents(*_native.find_documents(tokens, end_token))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,15 +101,15 @@ class Bounds:
         one; the rest is then shared in proportion to ``ratio`` (evenly without one).
 
         Raises:
-            ConfigError: As for :meth:`limits`.
+            ConfigError: As for :meth:`limits`, or ``mixture`` is not one number for each of the domains.
         """
-        weights = np.asarray(mixture, dtype=np.float64)
+        weights = _vector("mixture", mixture, domains)
         low, high = self.limits(domains, observation)
         if ((low <= weights) & (weights <= high)).all():
             return weights
         if high.sum() <= 1:  # by rounding, or because all bounds are tight
             return np.asarray(high / high.sum())
-        spare = np.ones(weights.size) if ratio is None else np.asarray(ratio, dtype=np.float64)
+        spare = np.ones(weights.size) if ratio is None else _vector("ratio", ratio, domains)
         some = weights > SMALLEST
         bounded = np.where(some, high, low)
         if bounded.sum() >= 1:
@@ -116,6 +117,20 @@ class Bounds:
         else:
             bounded[~some] = within(spare[~some], low[~some], high[~some], 1 - high[some].sum())
         return np.asarray(bounded / bounded.sum())
+
+
+def _vector(name: str, values: Any, domains: Sequence[str]) -> Vector:
+    """Return numbers in the order of the domains, ``[n]``."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.shape != (len(domains),):
+        raise ConfigError(
+            f"{name} is {values!r}; expected {len(domains)} numbers, one for each of the domains {', '.join(domains)}",
+            f"Pass a list in their order{f': list({name}.values())' if isinstance(values, Mapping) else ''}.",
+        )
+    return numbers
 
 
 def within(mixture: Vector, low: Vector, high: Vector, total: float = 1.0) -> Vector:

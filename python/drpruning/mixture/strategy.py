@@ -281,6 +281,13 @@ def new_state(
     """Return the state of a strategy before the first evaluation: the reference ratio, within the bounds on shares."""
     if not is_names(list(domains), {}):
         raise WeightError(f"domains must be different names, at least one; got {list(domains)}")
+    for argument, value in (("reference_ratio", reference_ratio), ("reference_loss", reference_loss or {})):
+        if not isinstance(value, Mapping):
+            example = ", ".join(f'"{domain}": {1 / len(domains):.3g}' for domain in domains[:3])
+            raise WeightError(
+                f"{argument} is {value!r}; expected a mapping with a number for each domain",
+                f"For example {argument}={{{example}}}.",
+            )
     check_names("reference ratio", domains, reference_ratio, complete=True)
     check_names("reference loss", domains, reference_loss or {}, complete=False)
     for domain, share in reference_ratio.items():

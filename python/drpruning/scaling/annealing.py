@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,20 @@ ANNEALING = 0.035
 """Fraction of the loss that vanishes as the learning rate falls from its peak to 0 (benches/scaling_backtest)."""
 COSINE_POINTS = 257
 """Points of a sampled cosine: straight lines between them are within 1e-5 of it."""
+
+
+def as_numbers(name: str, values: ArrayLike, shape: str) -> Vector:
+    """Return an argument as float64.
+
+    Raises:
+        WeightError: It does not consist of numbers; the message has ``name`` and ``shape``.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise WeightError(
+            f"{name} is {reprlib.repr(values)}; expected numbers {shape}", f"For example {name}=[1e9, 2e9]."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class LearningRates:
     rates: tuple[float, ...]
 
     def __init__(self, tokens: ArrayLike, rates: ArrayLike) -> None:
-        corners, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
+        corners, heights = as_numbers("tokens", tokens, "[m]"), as_numbers("rates", rates, "[m]")
         if corners.ndim != 1 or corners.shape != heights.shape or not corners.size:
             raise WeightError(
                 f"tokens and rates have shapes {corners.shape} and {heights.shape}; expected one [m], m >= 1"
@@ -98,7 +113,7 @@ class LearningRates:
             >>> LearningRates([0, 10], [1, 0]).following([2, 4], [4.0, 1.5])
             LearningRates(tokens=(0.0, 2.0, 4.0, 10.0), rates=(5.0, 4.0, 1.5, 0.0))
         """
-        seen, heights = (np.asarray(values, dtype=np.float64) for values in (tokens, rates))
+        seen, heights = as_numbers("tokens", tokens, "[n]"), as_numbers("rates", rates, "[n]")
         if seen.shape != heights.shape or seen.ndim != 1:
             raise WeightError(f"tokens and rates have shapes {seen.shape} and {heights.shape}; expected one [n]")
         seen, heights = seen[np.isfinite(heights)], heights[np.isfinite(heights)]

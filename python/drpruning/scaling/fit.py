@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from drpruning import _native
 from drpruning.errors import WeightError
 from drpruning.scaling import points
-from drpruning.scaling.annealing import LearningRates
+from drpruning.scaling.annealing import LearningRates, as_numbers
 from drpruning.scaling.law import LARGEST_POWER, LawStatus, ScalingLaw
 
 Vector = NDArray[np.float64]
@@ -57,7 +57,7 @@ def fit_scaling_law(
             losses are compared with the law bent by :meth:`LearningRates.bend`. Give it whenever you know it.
 
     Raises:
-        WeightError: The arguments differ in length, or hold no finite loss at all.
+        WeightError: The arguments are no numbers, differ in length, or hold no finite loss at all.
 
     Example:
         >>> T = [1e6 * k for k in range(1, 11)]
@@ -65,7 +65,11 @@ def fit_scaling_law(
         >>> str(law.status), round(law.E, 3), round(law.beta, 3), law.alpha_identified
         ('identified', 2.0, 0.25, False)
     """
-    P, T, loss = (np.asarray(values, dtype=np.float64) for values in (params, tokens, losses))
+    P, T, loss = (
+        as_numbers("params", params, "[n]"),
+        as_numbers("tokens", tokens, "[n]"),
+        as_numbers("losses", losses, "[n]"),
+    )
     if loss.ndim != 1 or P.shape != loss.shape or T.shape != loss.shape:
         raise WeightError(f"params, tokens and losses have shapes {P.shape}, {T.shape}, {loss.shape}; expected one [n]")
     if not np.isfinite(loss).any():
@@ -102,7 +106,7 @@ def fit_scaling_laws(
     Raises:
         WeightError: The arguments differ in length, or a domain has no finite loss at all.
     """
-    rows = np.asarray(losses, dtype=np.float64)
+    rows = as_numbers("losses", losses, "[n, d]")
     if rows.ndim != 2:
         raise WeightError(f"losses have shape {rows.shape}; expected [n, d], one column per domain")
     return [fit_scaling_law(params, tokens, column, learning_rates=learning_rates) for column in rows.T]

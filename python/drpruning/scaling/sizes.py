@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drpruning.errors import WeightError
+from drpruning.scaling.annealing import as_numbers
 from drpruning.scaling.fit import LARGEST_FALL, SAME_SIZE, SMALLEST_NOISE, Fit, fit_points, scaling_law
 from drpruning.scaling.law import LawStatus, ScalingLaw, around
 
@@ -98,8 +99,8 @@ def fit_size_law(params: ArrayLike, losses: ArrayLike, *, errors: ArrayLike | No
         >>> str(law.status), [round(number, 4) for number in law.predict(1345423360)]
         ('identified', [2.1393, 2.0549, 2.2273])
     """
-    P, loss = (np.asarray(values, dtype=np.float64) for values in (params, losses))
-    error = np.full(loss.shape, math.nan) if errors is None else np.asarray(errors, dtype=np.float64)
+    P, loss = as_numbers("params", params, "[n]"), as_numbers("losses", losses, "[n]")
+    error = np.full(loss.shape, math.nan) if errors is None else as_numbers("errors", errors, "[n]")
     if loss.ndim != 1 or P.shape != loss.shape or error.shape != loss.shape:
         raise WeightError(
             f"params, losses and errors have shapes {P.shape}, {loss.shape}, {error.shape}; expected one [n]"
