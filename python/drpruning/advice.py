@@ -19,6 +19,7 @@ import numpy as np
 
 from drpruning.errors import ConfigError, DrpruningError, StateError
 from drpruning.files import write_text
+from drpruning.inputs import expected_value
 from drpruning.loss_table import LossTable
 from drpruning.mixture import ODM, Aioli, State, Strategy, Update, UpdateStatus, build, settings_of
 from drpruning.mixture.state_schema import MIXTURE, is_losses, is_number
@@ -273,7 +274,7 @@ class Advice:
         except ValidationError as error:
             first = error.errors()[0]
             entry = ".".join(map(str, first["loc"]))
-            reason = first["msg"].replace("Input should be", "expected")
+            reason = expected_value(first["msg"])
             raise StateError(
                 f"{where} is damaged: {entry}: {reason}, got {reprlib.repr(first['input'])}", restart
             ) from error

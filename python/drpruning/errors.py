@@ -19,6 +19,10 @@ MODULES = {"PyYAML": "yaml", "lm-eval": "lm_eval", "liger-kernel": "liger_kernel
 """Module of a package, where the names differ."""
 
 
+SHORTEST_PART, SHORT_WORD = 3, 4
+"""Letters of a word that suggests the names that contain it, and of a word whose similarity is counted in letters."""
+
+
 class ExitCode(IntEnum):
     """Exit codes of ``drpruning`` and of its child processes."""
 
@@ -193,10 +197,32 @@ def _declared_requirements() -> Mapping[str, str]:
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a next step for an unknown name: the most similar known name; None if no name is similar.
 
+    Names that contain the word come first. Of a word of up to four letters, a similar name differs by one letter or by
+    the order of the letters: two of three letters are common by chance.
+
     >>> did_you_mean("roh", ["rho", "delta"])
     'Did you mean rho?'
+    >>> did_you_mean("dro", ["ado", "group_dro"])
+    'Did you mean group_dro?'
     """
     import difflib  # noqa: PLC0415 - needed after an error only
 
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    if len(word) >= SHORTEST_PART and (longer := [name for name in names if word in name]):
+        names, cutoff = longer, 0.0
+    elif len(word) <= SHORT_WORD:
+        names, cutoff = [name for name in names if _is_typo(word, name)], 0.0
+    else:
+        cutoff = 0.6
+    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     return f"Did you mean {near[0]}?" if near else None
+
+
+def _is_typo(word: str, name: str) -> bool:
+    """Return whether two words have the same letters, or differ by one letter."""
+    if sorted(word) == sorted(name):
+        return True
+    if len(word) == len(name):
+        return sum(one != other for one, other in zip(word, name, strict=True)) == 1
+    shorter, longer = sorted((word, name), key=len)
+    return any(longer[:k] + longer[k + 1 :] == shorter for k in range(len(longer)))

@@ -33,6 +33,21 @@ MOST_VALUES = 100_000
 LONGEST_NUMBER = 100
 """Characters of a number or a date in YAML."""
 
+EXPECTED = {
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a mapping",
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+}
+"""Beginnings of what pydantic expects, and the words for them."""
+
 INVALID_PATH = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EISDIR)
 """Error numbers for a path that no regular file can have."""
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -216,6 +231,32 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+
+
+def expected_value(message: str) -> str:
+    """Return what a message of pydantic expects, in the words of this package's errors.
+
+    Args:
+        message: The entry ``msg`` of a validation error.
+
+    Returns:
+        A message that begins with ``expected``; another one than "Input should be" without the prefix "Value error".
+
+    Example:
+        >>> expected_value("Input should be a valid integer, unable to parse string as an integer")
+        'expected an integer'
+        >>> expected_value("Input should be greater than or equal to 1")
+        'expected at least 1'
+    """
+    text = message.removeprefix("Value error, ")
+    value = text.removeprefix("Input should be ")
+    if value == text:
+        return text
+    for words, replacement in EXPECTED.items():
+        if value.startswith(words):
+            rest = "" if words.startswith("a valid") else value.removeprefix(words)
+            return f"expected {replacement}{rest}"
+    return f"expected {value}"
 
 
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,11 +79,13 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("mixture.roh=0.1", "unknown setting mixture.roh\nDid you mean rho?"),
         ("prune.target.layer=3", "unknown setting prune.target.layer\nDid you mean layers?"),
         ("continue.step=3", "unknown setting continue.step\nDid you mean steps?"),
-        ("prune.steps=-1", "prune.steps: Input should be greater than or equal to 1; got -1"),
-        ("prune.steps=many", "prune.steps: "),
+        ("prune.steps=-1", "prune.steps is -1; expected at least 1"),
+        ("prune.steps=many", "prune.steps is 'many'; expected an integer"),
+        ("prune.learning_rate=fast", "prune.learning_rate is 'fast'; expected a number"),
+        ("mixture.strategy=dro", "\nDid you mean group_dro?"),
         (
             "prune.gate_init=tailor",
-            "prune.gate_init: Input should be 'uniform', 'taylor' or 'activation'; got 'tailor'",
+            "prune.gate_init is 'tailor'; expected 'uniform', 'taylor' or 'activation'",
         ),
         ("prune.gate_init={deep: taylor}", "unknown setting prune.gate_init.deep"),
         ("prune.gate_init={depth: taylor}", "setting prune.gate_init.width is missing"),
@@ -93,25 +95,25 @@ def test_set_reads_yaml_values_and_makes_sections() -> None:
         ("mixture.reference_loss=bsae", "expected losses by domain, `base`, or a file of losses of finished models"),
         (
             "mixture.reference_loss={cpp: -1}",
-            "mixture.reference_loss.cpp: Input should be greater than or equal to 0",
+            "mixture.reference_loss.cpp is -1; expected at least 0",
         ),
         ("mixture.max_share=0.1", "mixture.max_share sums to 0.7 over all domains; expected at least 1"),
         ("mixture.min_share=0.2", "mixture.min_share sums to 1.4 over all domains; expected at most 1"),
         ("mixture.max_share={cp: 0.2}", "mixture.max_share names the domain cp, which is not in"),
-        ("mixture.max_share={cpp: 2}", "mixture.max_share.cpp: Input should be less than or equal to 1; got 2"),
-        ("mixture.max_epochs=0", "mixture.max_epochs: Input should be greater than 0; got 0"),
+        ("mixture.max_share={cpp: 2}", "mixture.max_share.cpp is 2; expected at most 1"),
+        ("mixture.max_epochs=0", "mixture.max_epochs is 0; expected above 0"),
         ("mixture.schedule={stage: 1}", "unknown setting mixture.schedule.stage"),
         ("mixture.schedule={stages: {prun: []}}", "mixture.schedule: a schedule has the stage prune"),
-        ("mixture.floor=1", "mixture.floor: Input should be less than 1"),
+        ("mixture.floor=1", "mixture.floor is 1; expected below 1"),
         ("training.micro_batch_size=5", "training.micro_batch_size 5 does not divide prune.batch_size"),
         ("task_eval.at_steps=[10]", "at_steps names steps, but there are no tasks to score the model on"),
         (
             "task_eval={tasks: [arc_easy], at_steps: [9999]}",
             "task_eval.at_steps has step 9999, and the stage continue ends at",
         ),
-        ("also_run=[best]", "also_run.0: Input should be 'constant', 'schedule', 'sheared'"),
+        ("also_run=[best]", "also_run.0 is 'best'; expected 'constant', 'schedule', 'sheared'"),
         ("name=../escape", "name: "),
-        ("prune.target=null", "prune.target: "),
+        ("prune.target=null", "prune.target is None; expected a mapping"),
         ("nonsense", "--set 'nonsense' is not of the form a.b=c"),
         ("mixture.rho.x=3", "mixture.rho is a value, not a section"),
         ("mixture.rho=[", "is not YAML"),
@@ -145,6 +147,23 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("quikstart")
     assert caught.value.next_step == "Did you mean quickstart?"
+
+
+def test_a_file_or_a_folder_in_place_of_a_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("{}")
+    (tmp_path / "mine.yaml").write_text("{}")
+    for name, message, next_step in [
+        ("model", "is a model folder; expected a recipe", "Write one: drpruning init "),
+        ("run", "is a folder; expected a recipe", f"Did you mean {tmp_path / 'run' / 'recipe.yaml'}?"),
+        ("mine", "no file of that name, and no shipped recipe", f"Did you mean {tmp_path / 'mine.yaml'}?"),
+        ("other.yaml", "no file of that name, and no shipped recipe", "`drpruning recipes` lists the shipped ones."),
+    ]:
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_recipe(str(tmp_path / name))
+        assert str(caught.value.next_step).startswith(next_step)
 
 
 def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:

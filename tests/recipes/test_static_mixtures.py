@@ -83,7 +83,7 @@ def test_bounds_and_references_are_checked_with_the_domains() -> None:
         ("data.reference_ratio=natrual", "\nDid you mean natural?"),
         ("data.reference_ratio=temperature", "\nFor example temperature:0.5."),
         ("data.reference_ratio=unimax:0", "data.reference_ratio: no static mixture is called 'unimax:0'"),
-        ("data.reference_ratio={web: 0.5, code: 0}", "data.reference_ratio.code: Input should be greater than 0"),
+        ("data.reference_ratio={web: 0.5, code: 0}", "data.reference_ratio.code is 0; expected above 0"),
         ("pretrain.mixture=unifrom", "pretrain.mixture: no static mixture is called 'unifrom'"),
         ("pretrain.mixture={web: 1}", "pretrain.mixture and data.reference_ratio differ in the domains"),
     ],

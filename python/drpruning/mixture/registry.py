@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.inputs import parse_yaml, shown
+from drpruning.inputs import expected_value, parse_yaml, shown
 from drpruning.mixture.bounds import Bounds
 from drpruning.mixture.schedule_io import parse_schedule, read_schedule
 from drpruning.mixture.settings import Setting
@@ -97,5 +97,5 @@ def _parse_setting(name: str, value: Any, declared: Setting) -> Any:
         # YAML has no exponent without a point: 1e-3 is text there
         return adapter.validate_strings(data) if isinstance(data, str) else adapter.validate_python(data, strict=True)
     except ValidationError as error:
-        reason = error.errors()[-1]["msg"].replace("Input should be", "expected")
+        reason = expected_value(error.errors()[-1]["msg"])
         raise ConfigError(f"{name}: {reason}, got {shown(value)}") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.inputs import parse_yaml, read_text
+from drpruning.inputs import expected_value, parse_yaml, read_text
 from drpruning.prepare.output.holdout import Holdout
 from drpruning.prepare.preparation import DomainText
 from drpruning.prepare.readers.field_mapping import FieldMapping
@@ -129,7 +129,7 @@ def read_recipe(name: str) -> PrepareRecipe:
         if first["type"] == "extra_forbidden":
             keys = DomainSection.model_fields if len(first["loc"]) > 2 else PrepareRecipe.model_fields
             next_step = did_you_mean(str(first["loc"][-1]), keys)
-        raise ConfigError(f"{name}: {where}: {first['msg']}", next_step) from None
+        raise ConfigError(f"{name}: {where}: {expected_value(first['msg'])}", next_step) from None
 
 
 def _resolve_path(folder: Path, path: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, get_args
@@ -15,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from drpruning.config import RunConfig
 from drpruning.errors import ConfigError, DrpruningError, did_you_mean
-from drpruning.inputs import parse_yaml, read_text, shown
+from drpruning.inputs import expected_value, parse_yaml, read_text, shown
 from drpruning.mixture.static import BASE_STAGE, POWER, raise_ratio, static_mixture
+from drpruning.run_folder import RECIPE
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -41,9 +43,25 @@ def recipe_text(recipe: str) -> str:
     names = list(shipped_recipes())
     if recipe in names:
         return (resources.files("drpruning") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    raise ConfigError(
-        f"no recipe {shown(recipe)}: neither a YAML file nor one of the shipped recipes {', '.join(names)}",
-        did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
+    raise _no_recipe(recipe, names)
+
+
+def _no_recipe(recipe: str, names: Sequence[str]) -> ConfigError:
+    """Return the error for an argument that is neither a YAML file nor one of the shipped recipes ``names``."""
+    if os.path.isdir(recipe):  # noqa: PTH112
+        if os.path.exists(os.path.join(recipe, "config.json")):  # noqa: PTH110, PTH118
+            write = f"drpruning init {shlex.quote(recipe)} --corpus FOLDER"
+            return ConfigError(f"{shown(recipe)} is a model folder; expected a recipe", f"Write one: {write}")
+        inside = os.path.join(recipe, RECIPE)  # noqa: PTH118
+        found = f"Did you mean {inside}?" if os.path.exists(inside) else None  # noqa: PTH110
+        advice = found or "`drpruning recipes` lists the shipped ones."
+        return ConfigError(f"{shown(recipe)} is a folder; expected a recipe, a YAML file or a shipped one", advice)
+    files = [f"{recipe}{suffix}" for suffix in (".yaml", ".yml") if os.path.isfile(f"{recipe}{suffix}")]  # noqa: PTH113
+    return ConfigError(
+        f"no recipe {shown(recipe)}: no file of that name, and no shipped recipe",
+        f"Did you mean {files[0]}?"
+        if files
+        else did_you_mean(recipe, names) or "`drpruning recipes` lists the shipped ones.",
     )
 
 
@@ -173,14 +191,17 @@ def _explain(error: ValidationError) -> ConfigError:
         others = f" (and {len(problems) - len(missing)} more)" if len(problems) > len(missing) else ""
         message = f"settings {', '.join(missing)} are missing{others}"
         return ConfigError(message, "Add them to the recipe; `drpruning recipes show quickstart` has all sections.")
-    message = first["msg"].removeprefix("Value error, ")
+    message = expected_value(first["msg"])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, DrpruningError):
         return ConfigError(f"{where}: {cause.message}{more}", cause.next_step)
     got = first.get("input")
     found = "" if isinstance(got, dict | BaseModel) else f"; got {shown(got)}"
     choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    return ConfigError(f"{where}: {message}{found}{more}", did_you_mean(str(got), choices))
+    hint = did_you_mean(str(got), choices)
+    if found and message.startswith("expected "):
+        return ConfigError(f"{where} is {shown(got)}; {message}{more}", hint)
+    return ConfigError(f"{where}: {message}{found}{more}", hint)
 
 
 def _is_branch(part: Any) -> bool:
