@@ -132,13 +132,14 @@ def test_inspect_needs_a_corpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--tokenizer is missing"),
-        (["--tokenizer=x"], "--domain is missing"),
+        ([], "--tokenizer and --domain are missing\nAdd --tokenizer MODEL and .* or --demo"),
+        (["--tokenizer=x"], "--domain is missing.*\nAdd --domain NAME=PATH for each domain, for example --domain web="),
+        (["--domain=web=x"], "--tokenizer is missing\nAdd --tokenizer MODEL, the model to prune"),
         (["--demo", "--domain=a=b"], "--demo has its own text"),
         (["--tokenizer=x", "--domain=web"], "expected NAME=PATH"),
         (["--tokenizer=x", "--domain=web="], "expected NAME=PATH"),
         (["--tokenizer=x", "--recipe=redpyjama"], "unknown recipe 'redpyjama'\nDid you mean redpajama"),
-        (["--tokenizer=x", "--domain=web=absent.txt"], "absent.txt does not exist"),
+        (["--tokenizer=x", "--domain=web=absent.txt"], "absent.txt does not exist.*\nCorrect the path of --domain"),
     ],
 )
 def test_options_that_cannot_work_are_named(tmp_path: Path, options: list[str], message: str) -> None:

@@ -13,6 +13,7 @@ from drpruning.cli.options import examples, json_option
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from drpruning.errors import ConfigError
     from drpruning.prepare.preparation import Preparation
 
 
@@ -210,9 +211,23 @@ def _read_options(
             raise ConfigError("--text-field cannot be combined with --recipe", "Set the key `text` of the recipe.")
     texts |= domain_texts(_group_by_name(domains), text_field or "text") if domains else {}
     if not texts or not (tokenizer or append):
-        missing = "--domain" if tokenizer or append else "--tokenizer"
-        raise ConfigError(f"{missing} is missing", "Try `drpruning prepare OUT --demo` for a corpus without any text.")
+        raise _missing_option(has_text=bool(texts), has_tokenizer=bool(tokenizer or append))
     return Preparation(out, domain_texts(texts), options), tokenizer
+
+
+def _missing_option(*, has_text: bool, has_tokenizer: bool) -> ConfigError:
+    """Return the error for a command without text, without a tokenizer, or without both."""
+    from drpruning.errors import ConfigError
+
+    domain = "--domain NAME=PATH for each domain, for example --domain web=data/web"
+    if has_tokenizer:
+        return ConfigError("--domain is missing; expected one or more domains of text", f"Add {domain}.")
+    if has_text:
+        return ConfigError("--tokenizer is missing", "Add --tokenizer MODEL, the model to prune.")
+    return ConfigError(
+        "--tokenizer and --domain are missing",
+        f"Add --tokenizer MODEL and {domain}; or --demo, for a corpus without any text of yours.",
+    )
 
 
 def _skipped_lines(skipped: Mapping[str, Mapping[str, int]]) -> list[str]:

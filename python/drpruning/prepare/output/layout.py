@@ -30,6 +30,7 @@ SHARD_TOKENS = 1 << 30
 SHARD_DOCUMENTS = 1 << 23
 """A shard also ends with the block that reaches this many documents, since their index must fit in memory."""
 
+MORE_DOCUMENTS = "Provide more or smaller documents: a .jsonl with one document per line, or one file for each."
 DROPPED = "dropped.bits"
 
 
@@ -273,11 +274,15 @@ class _LayoutBuilder:
         documents = train + sum(held_out)
         if documents == 0:
             raise CorpusError(f"domain {self.name!r} has no text", _list_reasons(left_out))
+        if documents == 1 and self.fraction > 0:
+            raise CorpusError(
+                f"domain {self.name!r} has 1 document; expected 2 or more, for training and holdout", MORE_DOCUMENTS
+            )
         if train == 0 or (self.fraction > 0 and sum(held_out) == 0):
             side = "training" if train == 0 else "held-out"
             raise CorpusError(
                 f"domain {self.name!r}: with {self.fraction:g} held out, {documents} documents leave no {side} text",
-                "Provide more or smaller documents: a .jsonl with one document per line, or one file for each.",
+                MORE_DOCUMENTS,
             )
 
     def _shard_tasks(

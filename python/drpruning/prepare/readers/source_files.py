@@ -129,7 +129,10 @@ def _expand(name: Path | str, formats: Formats) -> Iterator[SourceFile]:
         matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207 -- absolute ones
         yield from _to_source_files(_expand_matches(map(Path, matches), formats), str(path), formats)
     else:
-        raise ConfigError(f"{path} does not exist")
+        raise ConfigError(
+            f"{path} does not exist; expected a file, a folder or a pattern of text",
+            "Correct the path of --domain NAME=PATH or of the recipe.",
+        )
 
 
 def _expand_matches(paths: Iterable[Path], formats: Formats) -> list[Path]:

@@ -192,10 +192,12 @@ def _load_with_transformers(name: str) -> Any:
 
     path = Path(name)
     if path.suffix in {".json", ".model"} and not path.is_file():
-        raise ConfigError(f"tokenizer {name} does not exist")
+        raise ConfigError(f"tokenizer {name} does not exist", TOKENIZER_ADVICE)
     if path.suffix == ".json":
         if path.name != "tokenizer.json":  # transformers loads the folder and ignores the name
-            raise ConfigError(f"tokenizer {name}: expected a file called tokenizer.json, or its folder")
+            raise ConfigError(
+                f"tokenizer {name}: expected a file called tokenizer.json, or its folder", _folder_advice(path)
+            )
         path = path.parent
     if path.suffix == ".model":
         if path.name == "tokenizer.model":
@@ -218,6 +220,12 @@ def _load_with_transformers(name: str) -> Any:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
+def _folder_advice(path: Path) -> str:
+    """Return the next step for a JSON file that is no tokenizer."""
+    has_tokenizer = any((path.parent / file).is_file() for file in TOKENIZER_FILES)
+    return f"Pass the folder: {path.parent}" if has_tokenizer else TOKENIZER_ADVICE
+
+
 def _load_tiktoken(path: Path, end_token: str) -> DocumentTokenizer:
     """Convert tiktoken's list of byte strings and ranks with transformers' converter.
 
@@ -226,7 +234,7 @@ def _load_tiktoken(path: Path, end_token: str) -> DocumentTokenizer:
     from transformers.convert_slow_tokenizer import TikTokenConverter  # noqa: PLC0415 -- seconds
 
     if not path.is_file():
-        raise ConfigError(f"tokenizer {path} does not exist")
+        raise ConfigError(f"tokenizer {path} does not exist", "Pass the path of a .tiktoken file.")
     converter = TikTokenConverter(vocab_file=str(path), extra_special_tokens=[end_token])
     converter.load_tiktoken_bpe = _read_ranks  # type: ignore[method-assign,assignment] # the default imports the tiktoken package
     return DocumentTokenizer(str(path), converter.converted(), end_token, make_saver(converter.converted(), end_token))
