@@ -123,6 +123,21 @@ def test_wrong_input_is_named(corpus: str, arguments: list[str], error: type[Exc
         run(corpus, *arguments)
 
 
+def test_domains_shorter_than_a_row_are_named(corpus: str) -> None:
+    done = CliRunner().invoke(group, ["sample", corpus, "--seq-len=200", "--steps=1"], catch_exceptions=False)
+    assert done.stderr == "weight 0, fewer tokens than a row of 200: code (100)\n"
+
+
+def test_text_in_place_of_tokens_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "manual.jsonl"
+    path.write_text("{}")
+    for arguments in ([f"web={path}", "--dtype=uint16"], [str(tmp_path)]):
+        with pytest.raises(CorpusError) as refused:
+            run(*arguments)
+        assert "jsonl.bin" not in refused.value.message
+        assert "`drpruning prepare`" in str(refused.value.next_step)
+
+
 def test_a_domain_given_twice_is_refused(corpus: str) -> None:
     with pytest.raises(ConfigError, match="domain 'a' is given twice: x and y"):
         run("a=x", "a=y")

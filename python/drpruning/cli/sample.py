@@ -159,10 +159,15 @@ def _parse_weights(text: str) -> dict[str, float]:
 def _row_shares(corpus: Corpus, seq_len: int) -> dict[str, float]:
     """Return weights with which all domains end at the same time."""
     from drpruning.errors import CorpusError
+    from drpruning.formatting import printable
 
     rows = corpus.num_rows(seq_len)
+    tokens = corpus.tokens()
     if not any(rows.values()):
-        raise CorpusError(f"the corpus has no row of {seq_len} tokens; tokens by domain: {corpus.tokens()}")
+        raise CorpusError(f"the corpus has no row of {seq_len} tokens; tokens by domain: {tokens}", "Lower --seq-len.")
+    short = [f"{name} ({tokens[name]:,})" for name, count in rows.items() if not count]
+    if short:
+        click.echo(f"weight 0, fewer tokens than a row of {seq_len:,}: {printable(', '.join(short))}", err=True)
     return {name: float(count) for name, count in rows.items()}
 
 

@@ -62,6 +62,7 @@ class Corpus:
         end_token: Id of the token at the end of each document. None: unknown.
 
     Raises:
+        ConfigError: An argument is not as described.
         CorpusError: A file is missing, truncated, grown, altered or of another format.
 
     Example:
@@ -85,8 +86,13 @@ class Corpus:
         vocab_size: int | None = None,
         end_token: int | None = None,
     ) -> None:
+        if not isinstance(domains, Mapping):
+            raise ConfigError(
+                f"domains is {domains!r}; expected a mapping from each domain's name to its files",
+                'For example Corpus({"web": "web.bin"}); a folder with a corpus.json: Corpus.open(folder).',
+            )
         if not domains:
-            raise ConfigError("a corpus needs at least one domain")
+            raise ConfigError("domains is empty; expected at least one", 'For example Corpus({"web": "web.bin"}).')
         if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise ConfigError(f"vocab_size is {vocab_size}; expected 1 to {MAX_VOCAB_SIZE}")
         if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
@@ -466,7 +472,14 @@ def _expand_path(path: str, column: str | None, dtype: str | None) -> list[_File
         return list(read_mds_index(Path(path).parent, column, dtype))
     if path.endswith(".mds") or ".mds." in os.path.basename(path):  # noqa: PTH119
         raise CorpusError(f"{path}: expected a folder of MDS shards, found one of them", next_step="Pass its folder.")
-    return [(path if path.endswith(".bin") else path + ".bin", dtype)]
+    if path.endswith(".bin"):
+        return [(path, dtype)]
+    if os.path.exists(path) and not os.path.exists(f"{path}.bin"):  # noqa: PTH110
+        raise CorpusError(
+            f"{shown(path)} is not a token file; expected .bin, a folder or a pattern",
+            "Text: `drpruning prepare` makes a corpus of it.",
+        )
+    return [(f"{path}.bin", dtype)]
 
 
 def _files_in_folder(folder: str, column: str | None, dtype: str | None) -> list[_File]:

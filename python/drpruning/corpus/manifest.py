@@ -17,6 +17,11 @@ from drpruning.errors import CorpusError
 from drpruning.files import write_text
 
 FILE_NAME = "corpus.json"
+NO_CORPUS = (
+    "Text: `drpruning prepare` makes a corpus of it. Token files: `drpruning sample NAME=PATH`; in Python, "
+    'Corpus({"NAME": "PATH"}).'
+)
+"""Advice where a folder has no ``corpus.json``."""
 FORMAT = "drpruning-corpus"
 VERSION = 2
 
@@ -218,7 +223,7 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[Split, Shards]]:
         CorpusError: The file is missing, or a key does not follow ``docs/corpus.md``; the message names the key.
     """
     path = folder / FILE_NAME
-    top = read_json_object(path, 'For token files without a corpus.json, use Corpus({"domain": "file.bin"}).')
+    top = read_json_object(path, NO_CORPUS)
     if top.text("format") != FORMAT:
         raise top.invalid_value("format", f'"{FORMAT}"', top.body["format"])
     if top.integer("version") != VERSION:
