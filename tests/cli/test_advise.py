@@ -356,7 +356,19 @@ END = ["--final-tokens", "4k"]
             "ConfigError: DRPruning predicts losses at the end of the stage, and the observation has no final_tokens\n"
             "Give --final-tokens N.\n",
         ),
-        (["--ratio", "web=0.7"], "WeightError: reference ratio sums to 0.7; it must sum to 1\n"),
+        (
+            ["--ratio", "web=0.7,code=0.2"],
+            "WeightError: --ratio sums to 0.9 without books; expected 1 over all domains\n"
+            "Add books=SHARE to --ratio.\n",
+        ),
+        (
+            ["--ratio", "web=70,code=20,books=10"],
+            "WeightError: --ratio sums to 100; expected 1\nDivide by 100: --ratio web=0.7,code=0.2,books=0.1\n",
+        ),
+        (
+            ["--ratio", "web=7,code=2,books=1"],
+            "WeightError: --ratio sums to 10; expected 1\nFor example --ratio web=0.7,code=0.2,books=0.1\n",
+        ),
         (["--ratio", "web=1,code=0"], 'WeightError: reference ratio of domain "code" is 0.0; it must be positive'),
         (["--ratio", "web=nan,code=1"], 'WeightError: reference ratio of domain "web" is nan'),
         (["--ratio", "web=much"], "ConfigError: --ratio: 'much' of domain 'web' is not a number\nFor example"),

@@ -182,6 +182,8 @@ def update_advice(request: AdviceRequest) -> tuple[Advice, UpdateSummary]:
     known = Advice.read(request.state) if request.state is not None and request.state.exists() else None
     ratio = None if request.ratio is None else _parse_ratio(request, request.ratio)
     reading = _reading(request, known)
+    if ratio is not None:
+        _check_sum(ratio, request, reading)
     if known is not None:
         _check_same(known, request, ratio, reading)
         ratio = known.reference_ratio
@@ -226,6 +228,41 @@ def _parse_ratio(request: AdviceRequest, text: str) -> dict[str, float]:
     if rule == "unimax" and tokens is None:
         raise ConfigError(f"--ratio {text} needs the tokens of the training", "Give --final-tokens N.")
     return static_mixture(text, _domain_tokens(request, text), tokens)
+
+
+def _check_sum(ratio: dict[str, float], request: AdviceRequest, reading: dict[str, Any]) -> None:
+    """Check that the shares of ``--ratio`` sum to one.
+
+    Raises:
+        WeightError: They do not; the message names the domains of LOSSES that the ratio lacks.
+    """
+    from drpruning.errors import DrpruningError, WeightError
+    from drpruning.loss_table import read_losses
+    from drpruning.mixture.state_schema import SUM_TOLERANCE
+
+    total = math.fsum(ratio.values())
+    if not all(0 < share < math.inf for share in ratio.values()) or abs(total - 1) <= SUM_TOLERANCE:
+        return
+    if abs(total - 100) <= 100 * SUM_TOLERANCE:
+        fractions = ",".join(f"{domain}={share / 100:.12g}" for domain, share in ratio.items())
+        raise WeightError("--ratio sums to 100; expected 1", f"Divide by 100: --ratio {fractions}")
+    missing: list[str] = []
+    if request.losses != "-":
+        try:
+            missing = [name for name in read_losses(request.losses, **reading).domains if name not in ratio]
+        except DrpruningError:  # which reading with the domains of the ratio explains
+            return
+    if not missing:
+        raise WeightError(f"--ratio sums to {total:.6g}; expected 1", f"For example --ratio {_scaled(ratio, total)}")
+    raise WeightError(
+        f"--ratio sums to {total:.6g} without {', '.join(missing)}; expected 1 over all domains",
+        f"Add {', '.join(f'{name}=SHARE' for name in missing)} to --ratio.",
+    )
+
+
+def _scaled(ratio: dict[str, float], total: float) -> str:
+    """Return shares in the form of ``--ratio``, divided by their sum."""
+    return ",".join(f"{domain}={share / total:.8g}" for domain, share in ratio.items())
 
 
 def _domain_tokens(request: AdviceRequest, name: str) -> dict[str, int]:
