@@ -50,6 +50,15 @@ def as_json(*arguments: object) -> dict[str, Any]:
     return body
 
 
+def test_laws_that_are_not_identified_have_a_reason_and_no_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    path.write_text("step,web,code\n100,3.0,2.0\n200,2.9,1.9\n300,2.8,1.8\n")
+    lines = run("fit", path, "--at-step", 10000).stdout.splitlines()
+    for line in lines[-3:-1]:
+        assert line.split()[-4:] == ["–", "–", "not", "identified"]
+    assert lines[-1] == "not identified, web, code: 3 usable points with different T; at least 4 are needed"
+
+
 def test_exact_curves_are_recovered(losses: Path) -> None:
     body = as_json("fit", losses, "--at", "20M")
     assert (body["unit"], body["at"]) == ("tokens", 2e7)
@@ -70,7 +79,7 @@ def test_exact_curves_are_recovered(losses: Path) -> None:
 
 def test_the_table(losses: Path) -> None:
     result = run("fit", losses, "--at", "20M")
-    first, above, titles, web, _, flat, never = result.stdout.splitlines()
+    first, above, titles, web, _, flat, never, reason = result.stdout.splitlines()
     assert first == "Held-out loss, nats per token: 10 evaluations up to 10M tokens; predicted for 20M tokens"
     assert above.split() == ["last", "predicted"]
     assert titles.split() == ["domain", "points", "E", "beta", "residual", "loss", "loss", "90%", "band", "law"]
@@ -78,6 +87,7 @@ def test_the_table(losses: Path) -> None:
     assert f"{end('web'):.3f}" in web
     assert flat.split()[-2:] == ["not", "identified"]
     assert never.split()[:2] == ["never", "0"]
+    assert reason == "not identified, flat: the loss does not fall visibly with T"
 
 
 def test_without_an_end_there_is_a_hint(losses: Path) -> None:
@@ -199,7 +209,8 @@ def test_names_that_a_table_or_a_figure_could_stumble_over(tmp_path: Path) -> No
     path.write_text("step,$x_{$,网页,<b>&,[red]a,\x1b[31mb\n0,3,3,3,3,3\n1,2,2,2,2,2\n")
     figure = tmp_path / "laws.svg"
     result = run("fit", path, "--plot", figure)
-    assert [line.split()[0] for line in result.stdout.splitlines()[3:]] == [
+    assert "\x1b" not in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:-1]] == [
         "$x_{$",
         "网页",
         "<b>&",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drpruning.cli.loss_options import format_amount, results_console
-from drpruning.formatting import number
+from drpruning.formatting import number, printable
 from drpruning.tables import Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -40,6 +40,8 @@ def print_laws(table: LossTable, laws: Sequence[ScalingLaw | None], end: float |
     rates = "" if table.learning_rates is None else "; with learning rates"
     console.print(f"Held-out loss, nats per token: {evaluations} up to {last}{until}{rates}", style="bold")
     print_table(console, _law_table(rows, with_prediction=end is not None))
+    for reason, domains in _reasons(rows).items():
+        console.print(printable(f"not identified, {', '.join(domains)}: {reason}"), markup=False, soft_wrap=True)
     if end is None:
         option = "--at" if table.counts_tokens else "--at-step"
         click.echo(f"Give {option} N to predict the losses.", err=True)
@@ -59,10 +61,21 @@ def _law_to_dict(table: LossTable, index: int, law: ScalingLaw | None, end: floa
     if law.status == "identified":
         alpha = law.alpha if law.alpha_identified else None
         row |= {"A": law.A, "alpha": alpha, "beta": law.beta, "E": law.E, "residual": law.residual}
+    else:
+        row["reason"] = law.reason
     if end is not None:
         value, low, high = law.predict(float(table.params[-1]), end)
         row |= {"predicted_loss": value, "band_low": low, "band_high": high}
     return row
+
+
+def _reasons(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the reasons of laws that are not identified, each with its domains."""
+    domains: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("reason"):
+            domains.setdefault(row["reason"], []).append(row["domain"])
+    return domains
 
 
 def _law_table(rows: Sequence[dict[str, Any]], *, with_prediction: bool) -> Table:
@@ -82,6 +95,7 @@ def _law_table(rows: Sequence[dict[str, Any]], *, with_prediction: bool) -> Tabl
         cells = [f"{row['points']:,}", cell(row, "E"), *([cell(row, "alpha")] if with_alpha else [])]
         cells += [cell(row, "beta"), "–" if residual is None else f"{residual:.2%}", cell(row, "last_loss")]
         if with_prediction:
-            cells += [cell(row, "predicted_loss"), f"{cell(row, 'band_low')} to {cell(row, 'band_high')}"]
+            band = f"{cell(row, 'band_low')} to {cell(row, 'band_high')}"
+            cells += [cell(row, "predicted_loss"), band] if row["status"] == "identified" else ["–", "–"]
         table_rows.append(Row.of(row["domain"], *cells, *([row["status"].replace("_", " ")] if with_status else [])))
     return Table([*columns, *(["law"] if with_status else [])], table_rows, text_columns=("domain", "law"))
