@@ -182,7 +182,10 @@ def test_what_cannot_work_is_an_error_of_two_lines(
         ([model, "--corpus", corpus_folder, "--seq-len", 65], "the model 'model' has 64 positions"),
         ([model, "--corpus", corpus_folder, "--stride", 65], "stride is 65; expected 1 to seq_len (64)"),
         ([model, "--corpus", corpus_folder, "--packed", "--stride", 3], "--packed rows do not overlap"),
-        ([model, "--corpus", corpus_folder, "--device", "abacus"], "device is 'abacus'"),
+        (
+            [model, "--corpus", corpus_folder, "--device", "abacus"],
+            "device is 'abacus'; torch has no such device\nUse auto",
+        ),
     ]:
         with pytest.raises(SystemExit) as stop:
             main(["eval", "loss", *map(str, arguments)])

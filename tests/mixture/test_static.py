@@ -52,6 +52,8 @@ def test_other_names(name: str) -> None:
 def test_what_is_missing() -> None:
     with pytest.raises(WeightError, match="needs the tokens of the run"):
         static_mixture("unimax:4", SIZES)
+    with pytest.raises(WeightError, match="Pass tokens="):
+        static_mixture("unimax:4", SIZES)
     with pytest.raises(WeightError, match="domain_tokens is"):
         static_mixture("natural", {"web": 0.0})
 

@@ -72,7 +72,9 @@ def static_mixture(name: str, domain_tokens: Mapping[str, float], tokens: float 
         raise WeightError(f"domain_tokens is {dict(domain_tokens)}; expected a positive number for each domain")
     if rule == "unimax":
         if tokens is None or not tokens > 0:
-            raise WeightError(f"{name!r} needs the tokens of the run; got {tokens}")
+            raise WeightError(
+                f"{name!r} needs the tokens of the run; got {tokens}", "Pass tokens=, for example tokens=20e9."
+            )
         return _unimax(domain_tokens, tokens, value)
     return _power(domain_tokens, value)
 

@@ -19,9 +19,14 @@ def choose_device(device: str, ranks: Ranks = Ranks()) -> torch.device:  # noqa:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}; for example cpu, cuda or cuda:1") from error
+        raise ConfigError(
+            f"device is {device!r}; torch has no such device", "Use auto, cpu, cuda or cuda:1."
+        ) from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch finds no GPU here")
+        raise ConfigError(
+            f"device is {device!r}, but torch finds no GPU here",
+            "Use the device auto or cpu; with a GPU, install a torch build for it and its driver.",
+        )
     return torch.device(device, ranks.local_rank) if device == "cuda" else chosen
 
 
