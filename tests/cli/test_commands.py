@@ -54,6 +54,7 @@ def test_each_command_has_help_with_json(words: list[str]) -> None:
     if words[0] != "recipes" or len(words) == 1:
         assert "Examples:" in result.output
         assert "Exit codes: 0 success" in result.output
+        assert max(map(len, result.output.partition("Exit codes")[2].splitlines())) <= 80
         assert "--json" in result.output or words == ["benchmark"]
 
 
@@ -124,8 +125,8 @@ def test_a_copy_is_the_recipe_and_its_schema_accepts_all_that_are_shipped(
 def test_train_without_a_recipe_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where there is no run to resume
     result = CliRunner().invoke(group, ["train"])
-    assert result.exit_code == 0
-    assert "Try: drpruning train quickstart" in result.output
+    assert result.exit_code == 2
+    assert "Try: drpruning train quickstart" in result.stderr
 
 
 def test_train_without_a_recipe_prints_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +200,12 @@ def test_wrong_usage_is_two_lines_too(arguments: list[str], message: str, capsys
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(message)
     assert "--help` lists" in second
+
+
+def test_an_option_without_its_value_names_the_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "shape", "models/base", "--params", "600k", "--max-memory"])
+    assert capsys.readouterr().err.splitlines()[1] == "`drpruning plan shape --help` lists the options."
 
 
 def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,9 @@ def test_a_budget_out_of_reach_names_the_nearest_shape(budget: Budget) -> None:
 
 
 def test_a_target_is_smaller_than_the_source() -> None:
-    with pytest.raises(ConfigError, match=r"30,000,000,000 parameters are more than the source's 8,030,261,248") as refused:
+    with pytest.raises(
+        ConfigError, match=r"30,000,000,000 parameters are more than the source's 8,030,261,248"
+    ) as refused:
         search_shapes(LLAMA3, Budget(parameters=30e9), H100)
     assert "Give fewer. The largest shape: layers" in str(refused.value.next_step)
 

@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show(sys.stdout)
         return 0
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else PROGRAM
+        command = (
+            error.ctx.command_path if error.ctx else _command_path(sys.argv[1:] if arguments is None else arguments)
+        )
         fail("UsageError", error.format_message(), f"`{command} --help` lists the options.", error.exit_code)
     except click.ClickException as error:
         fail(type(error).__name__, error.format_message(), None, error.exit_code)
@@ -114,6 +116,19 @@ def main(arguments: list[str] | None = None) -> Any:
     except OSError as error:
         next_step = "Free disk space or choose another disk, then rerun." if error.errno in DISK_ERRORS else None
         fail(type(error).__name__, str(error), next_step, ExitCode.DISK if next_step else ExitCode.ERROR)
+
+
+def _command_path(arguments: list[str]) -> str:
+    """Return the command with its subcommands; click names none for an option without its value."""
+    command: click.Command | None = group
+    path = PROGRAM
+    for word in arguments:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(click.Context(command), word)
+        if command is not None:
+            path = f"{path} {word}"
+    return path
 
 
 def _invoke(context: click.Context) -> Any:

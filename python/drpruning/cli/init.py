@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drpruning.planning.starter import Machine
+    from drpruning.pruning.target import Target
 
 
 @click.command(
@@ -73,7 +74,6 @@ def init(
     from drpruning.errors import ConfigError
     from drpruning.files import write_text
     from drpruning.formatting import count
-    from drpruning.planning import Budget, ModelShape, Serving, find_accelerator, search_shapes
     from drpruning.planning.model_shape import read_any_shape, read_shape
 
     if (given := Path(model)).name == "config.json" and given.is_file():
@@ -84,12 +84,7 @@ def init(
             f"Make it with the model's tokenizer: drpruning prepare {corpus} --tokenizer {model} --domain A=TEXT ...",
         )
     source = read_any_shape(model) if params is None else read_shape(model)
-    target = None
-    if params is not None:
-        assert isinstance(source, ModelShape)
-        _check_smaller(params, source)
-        serving = Serving(accelerator=find_accelerator("H100"))
-        target = search_shapes(source, Budget(parameters=params), serving, number=1)[0].target
+    target = None if params is None else _target(source, params)
     stem = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model.rsplit("/", 1)[-1]
     name = recipe_name(stem, None if params is None else count(params))
     path = out or Path(f"{name}.yaml")
@@ -154,10 +149,11 @@ def next_commands(path: Path, gpus: str | None, *, prunes: bool, learns: bool) -
     return [*commands, f"drpruning train {path}"]
 
 
-def _check_smaller(params: float, source: Any) -> None:
-    """Raise ConfigError if the target of ``--params`` is larger than the model."""
+def _target(source: Any, params: float) -> Target:
+    """Return the first shape of ``--params``; raise ConfigError if it is larger than the model."""
     from drpruning.errors import ConfigError
     from drpruning.formatting import count
+    from drpruning.planning import Budget, Serving, find_accelerator, search_shapes
     from drpruning.planning.search import NOMINAL
     from drpruning.pruning.target import parameters_of, sizes_of
 
@@ -167,6 +163,8 @@ def _check_smaller(params: float, source: Any) -> None:
             f"--params {count(params)} is more than the model's {whole:,}; a target can only be smaller",
             "Give fewer, or leave --params out to keep the shape.",
         )
+    serving = Serving(accelerator=find_accelerator("H100"))
+    return search_shapes(source, Budget(parameters=params), serving, number=1)[0].target
 
 
 def _machine(gpus: str | None) -> Machine:

@@ -8,18 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
-EXIT_CODES = (
-    "Exit codes: 0 success, 1 a miniature or a compared run failed, 2 wrong input (two lines: what is wrong, what to "
-    "do), 3 disk, 4 process lost, 75 stopped by a scheduler (resume), 130 interrupted."
-)
+EXIT_CODES = "Exit codes: 0 success, 2 wrong input; all are in `drpruning --help`."
 FIGURE_FORMATS = ("png", "svg", "pdf")
 RATIO_EXAMPLE = "web=0.8,code=0.2"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def examples(text: str) -> str:
-    """Return the end of a command's help: its examples, one a line, and the exit codes."""
-    return f"\b\nExamples:\n{text.strip(chr(10))}\n\n\b\n{EXIT_CODES}"
+    """Return the end of a command's help: its examples, one a line, and the most frequent exit codes."""
+    return f"\b\nExamples:\n{text.strip(chr(10))}\n\n{EXIT_CODES}"
 
 
 def json_option(help: str = "Print JSON instead of text.") -> Callable[[F], F]:  # noqa: A002 - click's name

@@ -66,13 +66,16 @@ def train(
     Ctrl-C finishes the step, writes a checkpoint, and prints the command that resumes the run; a second Ctrl-C stops at
     once. SIGTERM and SIGUSR1, a scheduler's warnings, do the same from the start of the command, with exit code 75.
     """
+    import sys
+
+    from drpruning.errors import ExitCode
     from drpruning.train.signals import stop_on_signal
 
+    if recipe is None:
+        _list_recipes()
+        sys.exit(ExitCode.ERROR)
     message = "finishing this step and writing a checkpoint (Ctrl-C to stop at once)" if is_first_rank() else ""
     with stop_on_signal(message) as stop:
-        if recipe is None:
-            _list_recipes()
-            return
         config = _load_config(recipe, overrides, miniature, continue_steps)
         folder = out or Path("runs") / f"{config.name}-{config.mixture.strategy}"
         if "RANK" not in os.environ:  # several ranks would print an error each
@@ -237,10 +240,10 @@ def is_first_rank() -> bool:
 def _list_recipes() -> None:
     from drpruning.recipes import shipped_recipes
 
-    click.echo("Which recipe? A YAML file, or one of these:\n")
+    click.echo("Which recipe? A YAML file, or one of these:\n", err=True)
     for name, purpose in shipped_recipes().items():
-        click.echo(f"  {name:<22} {purpose}")
-    click.echo(f"\n{_next_command()}")
+        click.echo(f"  {name:<22} {purpose}", err=True)
+    click.echo(f"\n{_next_command()}", err=True)
 
 
 def _next_command() -> str:
