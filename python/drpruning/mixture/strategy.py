@@ -281,7 +281,8 @@ def new_state(
     """Return the state of a strategy before the first evaluation: the reference ratio, within the bounds on shares."""
     if not is_names(list(domains), {}):
         raise WeightError(f"domains must be different names, at least one; got {list(domains)}")
-    for argument, value in (("reference_ratio", reference_ratio), ("reference_loss", reference_loss or {})):
+    given: dict[str, object] = {"reference_ratio": reference_ratio, "reference_loss": reference_loss or {}}
+    for argument, value in given.items():
         if not isinstance(value, Mapping):
             example = ", ".join(f'"{domain}": {1 / len(domains):.3g}' for domain in domains[:3])
             raise WeightError(

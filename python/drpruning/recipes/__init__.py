@@ -198,10 +198,10 @@ def _explain(error: ValidationError) -> ConfigError:
     got = first.get("input")
     found = "" if isinstance(got, dict | BaseModel) else f"; got {shown(got)}"
     choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    hint = did_you_mean(str(got), choices)
+    similar = did_you_mean(str(got), choices)
     if found and message.startswith("expected "):
-        return ConfigError(f"{where} is {shown(got)}; {message}{more}", hint)
-    return ConfigError(f"{where}: {message}{found}{more}", hint)
+        return ConfigError(f"{where} is {shown(got)}; {message}{more}", similar)
+    return ConfigError(f"{where}: {message}{found}{more}", similar)
 
 
 def _is_branch(part: Any) -> bool:
