@@ -219,7 +219,7 @@ def test_loose_files_of_another_kind_are_errors(tmp_path: Path, write_shard: Wri
     for dtype in ["float32", "uint64", "int", "<u2", "nonsense"]:
         with pytest.raises(ConfigError, match="dtype is"):
             dp.Corpus({"x": tmp_path / "flat.bin"}, dtype=dtype)
-    with pytest.raises(ConfigError, match="at least one domain"):
+    with pytest.raises(ConfigError, match="domains is empty; expected at least one"):
         dp.Corpus({})
     with pytest.raises(ConfigError, match="vocab_size is 0"):
         dp.Corpus({"x": tmp_path / "indexed"}, vocab_size=0)
