@@ -146,10 +146,10 @@ def test_one_table_for_a_list() -> None:
     ("content", "message"),
     [
         ("tasks: [", "is not YAML"),
-        ("- sciq", "the file: Input should be"),
+        ("- sciq", "the file: expected"),
         ("tasks: []", "tasks: Tuple should have at least 1 item"),
         ("tasks: [{task: sciq, shots: 0}]", "tasks.0.metric: Field required"),
-        ("tasks: [{task: sciq, shots: -1, metric: acc}]", "tasks.0.shots: Input should be greater than or equal to 0"),
+        ("tasks: [{task: sciq, shots: -1, metric: acc}]", "tasks.0.shots: expected at least 0"),
         ("tasks: [{task: sciq, shot: 0, metric: acc}]", "tasks.0.shots: Field required"),
         (
             "tasks: [{task: sciq, shots: 0, metric: acc}, {task: sciq, shots: 1, metric: acc}]",

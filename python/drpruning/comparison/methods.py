@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from drpruning.config import Section, StrategyName
 from drpruning.errors import ConfigError, did_you_mean
-from drpruning.inputs import parse_yaml, read_text
+from drpruning.inputs import expected_value, parse_yaml, read_text
 from drpruning.mixture import STRATEGIES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -136,7 +136,7 @@ def _read(source: str) -> _MethodsFile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise ConfigError(
-            f"methods {source!r}: {where or 'the file'}: {first['msg']}",
+            f"methods {source!r}: {where or 'the file'}: {expected_value(first['msg'])}",
             "A file of methods has `methods:`, from a name to " + ", ".join(Method.model_fields) + ".",
         ) from error
 

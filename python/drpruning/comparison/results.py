@@ -18,6 +18,7 @@ from drpruning.comparison.methods import Method
 from drpruning.comparison.runs import DOCUMENTS, Comparison, Equal, Job, read_model
 from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
+from drpruning.inputs import expected_value
 from drpruning.mixture.static import drawn_tokens
 from drpruning.records import (
     Evaluated,
@@ -204,7 +205,12 @@ def read_results(file: Path) -> Results:
     try:
         results = Results.model_validate_json(file.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise StateError(f"{file} has no results of a comparison: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StateError(
+            f"{file} has no results of a comparison: {where}: {expected_value(first['msg'])}",
+            "Give the results.json that `drpruning compare` wrote.",
+        ) from error
     if results.format != FORMAT:
         raise StateError(f"{file} has format {results.format}; this version reads {FORMAT}")
     return results

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from drpruning.config import Section
 from drpruning.errors import ConfigError
-from drpruning.inputs import parse_yaml, read_text
+from drpruning.inputs import expected_value, parse_yaml, read_text
 
 Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
@@ -79,7 +79,7 @@ def read_list(source: str) -> tuple[ListedTask, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = expected_value(first["msg"])
         raise ConfigError(
             f"list of tasks {source!r}: {where or 'the file'}: {reason}",
             "Expected `tasks:`, a list of {task: arc_challenge, shots: 25, metric: acc_norm}.",
