@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from drpruning.train.distributed.whole_tensors import read_on_first
 from tests.train.distributed.test_fsdp import DENSE, EXPERTS, SHAPE
 from tests.train.processes import on_ranks
 
+M_MMAP_THRESHOLD = -3
+"""Number of an option of glibc's mallopt."""
 PARTLY = Target(layers=2, hidden=16, kv_heads=1, intermediate=32, experts=3)
 
 
@@ -97,14 +102,28 @@ def test_every_rank_raises_what_rank_0_cannot_write() -> None:
     assert on_ranks(fail_on_rank, 2) == [("the disk is full", True)] * 2
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def exporting_without_a_heap(*arguments: Any) -> Reading:
+    """Map each tensor from 1 MiB on, which glibc returns when it is freed: free memory of the heap would count.
+
+    Otherwise glibc raises its threshold, and the order of the threads decides what the heap keeps.
+    """
+    assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20) == 1
+    return exporting(*arguments)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, and Linux's /proc")
 def test_rank_0_exports_with_one_tensor_in_memory(tmp_path: Path) -> None:
-    """Load and export a model of 128 MB, whole and cut: rank 0 held 1.6 times its half and the largest tensor."""
+    """Load and export a model of 128 MB, whole and cut: rank 0 would hold 1.6 times its half and the largest tensor."""
     shape = {**BILLION, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192}
     for name, changes in {"small": {"num_hidden_layers": 1, "vocab_size": 64}, "large": {}}.items():
         (tmp_path / name).mkdir()
         write_random(tmp_path / name, {**shape, **changes})
-    target = Target(layers=6, hidden=384, intermediate=1024)
-    found: list[Reading] = on_ranks(exporting, 2, tmp_path / "large", tmp_path / "out", target, tmp_path / "small")
+    arguments = (
+        tmp_path / "large",
+        tmp_path / "out",
+        Target(layers=6, hidden=384, intermediate=1024),
+        tmp_path / "small",
+    )
+    found: list[Reading] = on_ranks(exporting_without_a_heap, 2, *arguments)
     assert sum(each.part for each in found) > 120e6
-    assert max(each.ratio for each in found) < 1.4, found  # 1.25 was seen on a busy machine
+    assert max(each.ratio for each in found) < 1.2, found
