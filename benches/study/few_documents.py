@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drpruning import Corpus
+from drpruning import Corpus, document_boundaries
 from drpruning.prepare.output.megatron import MegatronWriter
 
 RATIO = {"math": 0.045, "ml": 0.045, "stubs": 0.045, "readme": 0.025, "licence": 0.02}
@@ -34,35 +34,34 @@ def choose(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
     raise SystemExit(f"the domain has {int(lengths.sum())} tokens, {tokens} too few")
 
 
-def shorten(folder: Path, domain: str, shard: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Write the chosen documents of a training shard over it, and return its new entry in the manifest."""
+def shorten(corpus: Corpus, domain: str, folder: Path, shard: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Write the chosen documents of a training shard over its copy, and return its new entry in the manifest."""
+    assert corpus.end_token is not None
+    stored = corpus.read_tokens(domain, 0, shard["tokens"])
+    starts = document_boundaries(stored[None], corpus.end_token).cu_seqlens
+    chosen = choose(np.diff(starts), tokens)
     path = folder / shard["file"]
-    stored = np.fromfile(path, dtype=np.uint16)
-    # Megatron index: 34 bytes, then the lengths of the documents as int32
-    lengths = np.fromfile(path.with_suffix(".idx"), dtype=np.int32, count=shard["documents"], offset=34)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    chosen = choose(lengths, tokens)
     for suffix in (".bin", ".idx", ".documents"):
         path.with_suffix(suffix).unlink()
     with MegatronWriter(path.with_suffix(""), "uint16") as writer:
         for number, kept in chosen:
             writer.add(stored[starts[number] : starts[number] + kept])
     sums = [hashlib.sha256(path.with_suffix(suffix).read_bytes()).hexdigest() for suffix in (".bin", ".idx")]
-    print(f"{domain}: {tokens} of {len(stored)} tokens, {len(chosen)} of {len(lengths)} documents")
+    print(f"{domain}: {tokens} of {len(stored)} tokens, {len(chosen)} of {len(starts) - 1} documents")
     sizes = {"tokens": tokens, "documents": len(chosen), "bytes": 2 * tokens}
     return shard | sizes | {"sha256": sums[0], "index_sha256": sums[1]}
 
 
 def main(source: Path, out: Path) -> None:
     """Copy, shorten and verify."""
-    partial = out.with_name(out.name + ".partial")
+    partial, corpus = out.with_name(out.name + ".partial"), Corpus.open(source)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     manifest = json.loads((partial / "corpus.json").read_text(encoding="utf-8"))
     for domain, share in RATIO.items():
         entry = manifest["domains"][domain]
         (shard,) = entry["train"]
-        entry["train"] = [shorten(partial, domain, shard, round(share * TOKENS / EPOCHS))]
+        entry["train"] = [shorten(corpus, domain, partial, shard, round(share * TOKENS / EPOCHS))]
         del entry["text"]
     (partial / "corpus.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     Corpus.open(partial).verify()
