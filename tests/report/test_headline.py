@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drpruning.records import Kept, ModelMeasured, Record, RunEnded, RunStarted, StepTaken
+from drpruning.records import Evaluated, Kept, ModelMeasured, Record, RunEnded, RunStarted, StepTaken
 from drpruning.report.excess import excess_of
 from drpruning.report.headline import headline_of
 from drpruning.report.read.run import open_run
@@ -121,6 +121,16 @@ def test_intervals_are_paired_by_part(tmp_path: Path) -> None:
             ],
             "",
             "were skipped: their loss",
+        ),
+        (
+            [
+                replace(r, epochs={"licences": r.step / 10, "math": 4.0})
+                if isinstance(r, Evaluated) and r.stage == "continue"
+                else r
+                for r in synthetic()
+            ],
+            "",
+            "The stage continue read licences 25.0 times. Text that is read more than 4 times",
         ),
         (
             [replace(r, losses=BASE) if isinstance(r, ModelMeasured) else r for r in synthetic()],

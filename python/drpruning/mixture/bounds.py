@@ -33,6 +33,8 @@ from drpruning.mixture.settings import FRACTION, check_settings, documented, set
 Vector = NDArray[np.float64]
 Bound = float | Mapping[str, float] | None
 
+MAX_EPOCHS = 4
+"""Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023, section 5)."""
 SLACK = 1e-9
 """Sums of bounds may violate their limit by this much, because of rounding."""
 SMALLEST = 1e-300

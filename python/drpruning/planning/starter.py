@@ -18,6 +18,7 @@ from drpruning.config.stages import CalibrationConfig
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError
 from drpruning.formatting import count
+from drpruning.mixture.bounds import MAX_EPOCHS
 from drpruning.mixture.static import static_mixture
 from drpruning.planning.cost import Cluster, find_fitting_settings, recipe_costs
 from drpruning.planning.model_shape import ModelShape, OtherShape
@@ -29,9 +30,8 @@ TOKENS_PER_PARAMETER = 20
 2022). A pruned model needs fewer for the same loss, and gains from more."""
 CPU_TOKENS = 2_000_000
 """Default of the training tokens on a CPU: a trial of the whole way, not a good model."""
-MAX_EPOCHS, DEFAULT_EPOCHS = 4, 2
-"""Most passes over a domain's text (repeated text up to there is nearly as good as new, Muennighoff et al. 2023), and
-most passes over the corpus by default, so that the mixture has room to repeat some domains more than others."""
+DEFAULT_EPOCHS = 2
+"""Most passes over the corpus by default, so that the mixture has room to repeat some domains more than others."""
 UPDATES = 4000
 """Optimizer steps that the batch is chosen for."""
 BATCH_TOKENS = 2**12, 2**20

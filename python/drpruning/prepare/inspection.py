@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from drpruning.corpus.manifest import Domain, Manifest, Shard
 from drpruning.errors import CorpusError
+from drpruning.mixture.bounds import MAX_EPOCHS
 from drpruning.mixture.static import static_mixture
-
-MAX_EPOCHS = 4
-"""Up to four passes over the same text are nearly as good as new text (Muennighoff et al. 2023, section 5)."""
 
 MAX_UNKNOWN_SHARE = 0.001
 """Share of unknown tokens above which the tokenizer does not fit the text; byte-level tokenizers have none."""

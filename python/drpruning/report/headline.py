@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from drpruning.formatting import NONE, count, number, percent, printable, signed
 from drpruning.intervals import Difference
+from drpruning.mixture.bounds import MAX_EPOCHS
 from drpruning.records import Kept, ModelMeasured
 from drpruning.report.excess import RunExcess, excess_of, excesses, same_corpus
 from drpruning.report.method_table import methods_of, over_seeds
@@ -242,7 +243,7 @@ def _without_base(model: ModelMeasured | None) -> tuple[Phrase, ...]:
 
 
 def _shortfalls(run: Run) -> Iterable[str]:
-    """Describe what the reader of a result must know: masks away from the target, skipped steps."""
+    """Describe what the reader of a result must know: targets that masks missed, repeated text, skipped steps."""
     kept = last(run.records, Kept)
     missed = [printable(kind) for kind, reached in (kept.target_met if kept else {}).items() if not reached]
     if missed:
@@ -250,8 +251,25 @@ def _shortfalls(run: Run) -> Iterable[str]:
             f"At the end of the prune stage the masks had missed the target in {_join_words(missed)}; the extracted "
             "model has exactly the target's shape."
         )
+    yield from _repeated_text(run)
     if run.series.skipped:
         yield f"{run.series.skipped:,} steps were skipped: their loss or gradient was not finite."
+
+
+def _repeated_text(run: Run) -> Iterable[str]:
+    """Name the domains that a stage read more than :data:`MAX_EPOCHS` times."""
+    for stage in run.stages:
+        bins = run.series.evaluations.get(stage.name)
+        if bins is None or stage.name == "pretrain":
+            continue
+        epochs = {name: float(bins.high(("epochs", name))[-1]) for name in run.domains if ("epochs", name) in bins.names}
+        repeated = [f"{printable(name)} {times:.1f} times" for name, times in epochs.items() if times > MAX_EPOCHS]
+        if repeated:
+            yield (
+                f"The stage {printable(stage.name)} read {_join_words(repeated)}. Text that is read more than "
+                f"{MAX_EPOCHS} times is worth less than new text, and can raise the held-out loss: "
+                "mixture.max_epochs sets a limit."
+            )
 
 
 def _join_words(parts: Sequence[str]) -> str:
