@@ -98,6 +98,8 @@ LOWER := constant,tempered,drpruning-lower,drpruning-lower-tempered
 MORE := $(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/mixtures-more.yaml
 MORE += --set continue.distill=null --seeds 3
 OTHER := {rust: 0.55, javascript: 0.2, vim: 0.12, perl: 0.09, markdown: 0.04}
+DEFAULTS := drpruning-lower-bound-2,drpruning-lower-rho-0.05,drpruning-lower-rho-0.2
+DEFAULTS := $(DEFAULTS),drpruning-lower-delta-0.1,drpruning-lower-noise-0
 PLAIN := $(LOWER),natural,uniform,sheared,chi_square,drpruning,drpruning-tempered,searched
 
 mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
@@ -117,9 +119,12 @@ mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mix
 		--out runs/mixtures-repeat
 	$(BIN)/python benches/study/page.py mixtures-repeat runs/mixtures-repeat/results.json
 	$(MAKE) runs/other-corpus
-	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --strategies $(LOWER) \
-		--out runs/mixtures-other
+	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' \
+		--strategies $(LOWER),$(DEFAULTS) --out runs/mixtures-other
 	$(BIN)/python benches/study/page.py mixtures-other runs/mixtures-other/results.json
+	$(MORE) --set data.corpus=runs/other-corpus --set 'data.reference_ratio=$(OTHER)' --set training.eval_tokens=32768 \
+		--strategies constant,drpruning-lower,drpruning-lower-tempered --out runs/mixtures-other-32768
+	$(BIN)/python benches/study/page.py mixtures-other-32768 runs/mixtures-other-32768/results.json
 
 runs/few-documents: $(VENV)/.installed  # text of mixtures-repeat
 	$(BIN)/drpruning prepare runs/demo-corpus --demo
@@ -158,6 +163,9 @@ LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
 LARGER_LOWER_ROWS := one-shot-distilled,repaired-tempered,repaired-lower
 LARGER_LOWER_ROWS := $(LARGER_LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 
+SPARSITY_ROWS := one-shot-distilled,constant,activation-distilled,repaired-constant,repaired-tempered
+SPARSITY_ROWS := $(SPARSITY_ROWS),repaired-distilled-lower-tempered
+
 equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchmarks/equal_compute.md: hours of a core; resumable
 	$(EQUAL) --seeds 3 --out runs/equal-compute
 	$(BIN)/python benches/study/page.py equal-compute runs/equal-compute/results.json
@@ -169,6 +177,11 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 	$(BIN)/python benches/study/page.py equal-compute-larger-lower runs/equal-compute-larger/results.json
 	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-even runs/equal-compute-even/results.json
+	for shape in '20 4 56 160' '35 3 56 144' '55 2 48 144' '71 2 32 128'; do set -- $$shape; \
+		$(EQUAL) --seeds 2 --strategies $(SPARSITY_ROWS) --set prune.target.layers=$$2 --set prune.target.hidden=$$3 \
+			--set prune.target.intermediate=$$4 --out runs/sparsity-$$1 && \
+		$(BIN)/python benches/study/page.py sparsity-$$1 runs/sparsity-$$1/results.json || exit 1; \
+	done
 
 masks: $(VENV)/.installed  ## masks on few tokens, cycles, long runs, docs/benchmarks/masks.md: 2 to 10 minutes of a core per run; resumable
 	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3

@@ -1,7 +1,7 @@
 """Write the tables of pages in docs/benchmarks from committed results: `python benches/study/page.py`.
 
-`page.py PART RESULTS` first replaces the committed results of PART, of PAGES or CUTS, by RESULTS, the results.json of
-`drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
+`page.py PART RESULTS` first replaces the committed results of PART, of PAGES, SPARSITY or CUTS, by RESULTS, the
+results.json of `drpruning compare`. `page.py PART` prints all tables of PART with all columns, and writes nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
+from drpruning.comparison.difference_table import marked
 from drpruning.comparison.export_tables import describe
+from drpruning.comparison.metrics import MEAN, WORST, RunMetrics
 from drpruning.comparison.pareto import pareto_of, write_pareto
 from drpruning.comparison.results import Results, read_results
 from drpruning.comparison.tables import make_tables
 from drpruning.files import write_bytes
-from drpruning.tables import Table
+from drpruning.formatting import percent, signed
+from drpruning.tables import Cell, Row, Table
 from drpruning.tables.markdown import table_markdown
 
 HERE = Path(__file__).parent
@@ -50,7 +54,16 @@ MIXTURES: Parts = {
         "Small domains repeated six times, without distillation",
         {"constant": ()},
     ),
-    "mixtures-other": ("Other text, another ratio, without distillation", {"constant": ()}),
+    "mixtures-other": (
+        "Other text, another ratio, without distillation",
+        {
+            "constant": ("tempered", "drpruning-lower", "drpruning-lower-tempered"),
+            "drpruning-lower": tuple(
+                f"drpruning-lower-{change}" for change in ("bound-2", "rho-0.05", "rho-0.2", "delta-0.1", "noise-0")
+            ),
+        },
+    ),
+    "mixtures-other-32768": ("Other text: evaluations on 32,768 tokens of each domain", {"constant": ()}),
 }
 MASKS: Parts = {
     "masks": ("Masks on 5% of the tokens, and cycles", {"one-shot": ()}),
@@ -83,6 +96,22 @@ EQUAL_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "equal-compute-even": LOWER,
 }
 EQUAL_COMPUTE: Parts = {part: (title, {"one-shot-distilled": (), **EQUAL_ROWS[part]}) for part, title in EQUAL.items()}
+SPARSITY = {
+    "sparsity-20": ("sparsity-20",),
+    "sparsity-35": ("sparsity-35",),
+    "sparsity-45": ("equal-compute", "equal-compute-lower"),
+    "sparsity-55": ("sparsity-55",),
+    "sparsity-71": ("sparsity-71",),
+}
+"""The parts with the results of each sparsity; a method's are those of the first part that has it."""
+SPARSITY_ROWS = (
+    "one-shot-distilled",
+    "constant",
+    "activation-distilled",
+    "repaired-constant",
+    "repaired-tempered",
+    "repaired-distilled-lower-tempered",
+)
 QUICKSTART: Parts = {"quickstart": ("Methods compared", {"constant": ()})}
 CUTS: Parts = {"cuts": ("Cuts by importance", {"taylor": ()})}
 PAGES = {
@@ -132,6 +161,37 @@ def section(part: str, *, every: bool = False) -> str:
     return "\n".join([f"### {title}\n\n{describe(results)}\n", *figure, *texts])
 
 
+def sparsity_section() -> str:
+    """Return the section of whole methods by sparsity: worst and mean excess, marked by the difference to the first."""
+    known = {name: parts for name, parts in SPARSITY.items() if all(path_of(part).exists() for part in parts)}
+    parts = {name: [RunMetrics(committed(part)) for part in known[name]] for name in known}
+    removed = {
+        name: percent(1 - found[0].results.runs[0].parameters / found[0].results.base_parameters)
+        for name, found in parts.items()
+    }
+    texts = ["### By sparsity\n"]
+    for title, metric in (("Worst excess", WORST), ("Mean excess", MEAN)):
+        rows = [
+            Row.of(method, *(_sparsity_cell(metric, method, found) for found in parts.values()))
+            for method in SPARSITY_ROWS
+        ]
+        table = Table(["method", *removed.values()], rows, title=title)
+        texts.append(f"#### {title} by sparsity, nats per token\n\n{table_markdown(table)}")
+    texts.append(
+        "Columns: fraction of the base's parameters that is removed. Two seeds; 45%: three, the runs of the tables above. "
+        "Bold: better than one-shot-distilled, italics: worse, and the 95% interval of the paired difference excludes "
+        "zero, without a correction for the number of comparisons.\n"
+    )
+    return "\n".join(texts)
+
+
+def _sparsity_cell(metric: str, method: str, found: Sequence[RunMetrics]) -> Cell:
+    runs = next(each for each in found if each.results.of(method))
+    base = fmean(fmean(runs.results.base[seed].values()) for seed in runs.seeds(method)) if metric == MEAN else 0.0
+    value = runs.average(metric, method) - base
+    return marked(Cell(signed(value), value), runs.difference(metric, method, SPARSITY_ROWS[0]))
+
+
 def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Table:
     """Return ``table`` without domains, with the rows of ``methods`` (empty: all); its note is that of all cells."""
     columns = [at for at, name in enumerate(table.columns) if name not in domains]
@@ -146,8 +206,10 @@ def summary(table: Table, domains: Sequence[str], methods: Sequence[str]) -> Tab
 def with_tables(name: str, page: str) -> str:
     """Return the text ``page`` of the page ``name`` with its generated part replaced."""
     before, rest = page.split(START)
-    sections = "\n".join(section(part) for part in PAGES[name] if path_of(part).exists())
-    return f"{before}{START}\n\n{sections}\n{END}{rest.split(END)[1]}"
+    sections = [section(part) for part in PAGES[name] if path_of(part).exists()]
+    if name == "equal_compute":
+        sections.append(sparsity_section())
+    return "\n".join([f"{before}{START}\n", *sections, f"{END}{rest.split(END)[1]}"])
 
 
 def has_figure(part: str, results: Results) -> bool:
