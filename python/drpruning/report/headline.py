@@ -262,7 +262,9 @@ def _repeated_text(run: Run) -> Iterable[str]:
         bins = run.series.evaluations.get(stage.name)
         if bins is None or stage.name == "pretrain":
             continue
-        epochs = {name: float(bins.high(("epochs", name))[-1]) for name in run.domains if ("epochs", name) in bins.names}
+        epochs = {
+            name: float(bins.high(("epochs", name))[-1]) for name in run.domains if ("epochs", name) in bins.names
+        }
         repeated = [f"{printable(name)} {times:.1f} times" for name, times in epochs.items() if times > MAX_EPOCHS]
         if repeated:
             yield (
