@@ -178,7 +178,7 @@ def sparsity_section() -> str:
         table = Table(["method", *removed.values()], rows, title=title)
         texts.append(f"#### {title} by sparsity, nats per token\n\n{table_markdown(table)}")
     texts.append(
-        "Columns: fraction of the base's parameters that is removed. Two seeds; 45%: three, the runs of the tables above. "
+        "Columns: fraction of the base's parameters that is removed. Two seeds; 45%: three, from the tables above. "
         "Bold: better than one-shot-distilled, italics: worse, and the 95% interval of the paired difference excludes "
         "zero, without a correction for the number of comparisons.\n"
     )
