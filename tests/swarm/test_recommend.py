@@ -29,7 +29,32 @@ def test_many_runs_support_a_mixture_that_is_better() -> None:
 def test_fewer_runs_than_parameters_are_uncertain() -> None:
     found = recommend(simulated(7, 0.01), resamples=4)
     assert found.support is Support.UNCERTAIN
-    assert found.reasons[0] == "there are fewer runs than parameters of the law for first, second"
+    assert found.reasons[0] == "there are fewer different mixtures than parameters of the law for first, second"
+
+
+def test_repeated_runs_of_few_mixtures_do_not_determine_a_law() -> None:
+    # the losses are noise that is the same for all runs of a mixture: no run shows anything of another mixture
+    rng = np.random.default_rng(1)
+    mixtures, losses = rng.dirichlet([2.0, 1.0, 0.5], 8), rng.normal(2, 0.1, (8, 1))
+    swarm = Swarm.of("abc", np.repeat(mixtures, 6, axis=0), ("t",), np.repeat(losses, 6, axis=0))
+    found = recommend(swarm, resamples=4)
+    assert found.fit.measured.tolist() == [8]
+    assert found.fit.explained[0] < 0.5
+    assert found.support is Support.UNSUPPORTED
+    assert found.reasons[0] == (
+        "8 runs of different mixtures with a loss of t determine laws of 7 parameters; expected at least 14 runs"
+    )
+
+
+def test_a_target_that_few_runs_measured_makes_it_uncertain() -> None:
+    swarm = simulated(80, 0.01)
+    losses = swarm.losses.copy()
+    losses[10:, 1] = np.nan
+    prior = {"a": 0.1, "b": 0.4, "c": 0.1, "d": 0.4}
+    found = recommend(Swarm.of(swarm.domains, swarm.mixtures, swarm.targets, losses), prior=prior, resamples=4)
+    assert found.fit.measured.tolist() == [80, 10]
+    assert found.support is Support.UNCERTAIN
+    assert "10 runs of different mixtures with a loss of second determine laws" in found.reasons[0]
 
 
 def test_noise_recommends_the_prior() -> None:

@@ -63,7 +63,7 @@ class TargetStatus(StrEnum):
     WEAK = "weak"
     """Cross-validated predictions explain less: the law ranks mixtures hardly better than the mean loss."""
     TOO_FEW_RUNS = "too-few-runs"
-    """There are fewer runs than parameters: the prior decides part of the law."""
+    """Fewer mixtures than parameters were measured: the prior decides part of the law."""
     CONSTANT = "constant"
     """The target's loss is the same in all runs."""
 
@@ -118,6 +118,7 @@ class LawFit:
         resampled: Laws fitted on runs with random weights (Bayesian bootstrap); together they show what the runs do
             not determine.
         status: Of each target.
+        measured: Number of different mixtures with a loss of each target, int64 ``[t]``.
         rank_correlation: Spearman's, between cross-validated predictions and losses, float64 ``[t]``; NaN where it is
             not defined.
         error: Root mean square of the cross-validated errors, float64 ``[t]``, in the unit of the losses.
@@ -128,6 +129,7 @@ class LawFit:
     law: MixtureLaw
     resampled: tuple[MixtureLaw, ...]
     status: tuple[TargetStatus, ...]
+    measured: NDArray[np.int64]
     rank_correlation: NDArray[np.float64]
     error: NDArray[np.float64]
     explained: NDArray[np.float64]
@@ -140,6 +142,9 @@ def fit_law(
 
     Residuals are measured in the noise of the runs, which is estimated from a first fit, and enter as a pseudo-Huber
     loss, so that a run that diverged does not bend the law.
+
+    Runs of one mixture, and the points of one run, are in one part of the cross-validation and have one random weight:
+    they show the same mixture, and predicting one of them from the others predicts no mixture.
 
     Args:
         swarm: Mixtures and losses of the runs.
@@ -172,9 +177,11 @@ def fit_law(
             "Propose mixtures that differ with `drpruning mix --design 32`.",
         )
     rng = np.random.default_rng(seed)
-    fold_of_run = np.argsort(rng.random(len(swarm.mixtures))) % max(folds, 1)
+    numbers = swarm.mixture_numbers
+    mixtures = int(numbers.max()) + 1
+    fold_of_run = (np.argsort(rng.random(mixtures)) % max(folds, 1))[numbers]
     fold_of_run = fold_of_run if folds > 1 else np.full_like(fold_of_run, -1)
-    weights = rng.exponential(size=(resamples, len(swarm.mixtures)))
+    weights = rng.exponential(size=(resamples, mixtures))[:, numbers]
     targets = [_fit_target(swarm, column, form, fold_of_run, weights) for column in range(len(swarm.targets))]
 
     def law(parameters: Sequence[NDArray[np.float64]]) -> MixtureLaw:
@@ -184,6 +191,7 @@ def fit_law(
         law=law([each.parameters for each in targets]),
         resampled=tuple(law([each.resampled[k] for each in targets]) for k in range(resamples)),
         status=tuple(each.status for each in targets),
+        measured=np.array([each.measured for each in targets], np.int64),
         rank_correlation=np.array([each.rank_correlation for each in targets]),
         error=np.array([each.error for each in targets]),
         explained=np.array([each.explained for each in targets]),
@@ -195,6 +203,7 @@ class _TargetFit:
     parameters: NDArray[np.float64]
     resampled: list[NDArray[np.float64]]
     status: TargetStatus
+    measured: int
     rank_correlation: float
     error: float
     explained: float
@@ -205,6 +214,7 @@ def _fit_target(
 ) -> _TargetFit:
     measured = np.isfinite(swarm.losses[:, column])
     features, losses, folds = _features(form, swarm.amounts[measured]), swarm.losses[measured, column], folds[measured]
+    mixtures = len(set(swarm.mixture_numbers[measured].tolist()))
     if len(losses) < 3:
         raise WeightError(
             f"the target {swarm.targets[column]!r} has a loss in {len(losses)} runs; a law needs at least 3",
@@ -214,7 +224,7 @@ def _fit_target(
     start = _start(form, features, losses)
     if spread < 1e-12 * max(1.0, float(np.abs(losses).max())):
         flat = _constant_law(form, features.shape[1], float(losses.mean()))
-        return _TargetFit(flat, [flat] * len(weights), TargetStatus.CONSTANT, float("nan"), 0.0, float("nan"))
+        return _TargetFit(flat, [flat] * len(weights), TargetStatus.CONSTANT, mixtures, float("nan"), 0.0, float("nan"))
 
     ones = np.ones(len(losses))
     rough = _least_squares(form, features, losses, ones, 0.1 * spread, start)
@@ -235,12 +245,12 @@ def _fit_target(
     if len(errors) > 1:
         error = float(np.sqrt((errors**2).mean()))
         explained = 1 - error**2 / float(losses[known].var())
-    too_few = len(losses) < len(parameters)
+    too_few = mixtures < len(parameters)
     status = (
         TargetStatus.TOO_FEW_RUNS if too_few else TargetStatus.GOOD if explained >= EXPLAINED else TargetStatus.WEAK
     )
     rank_correlation = _spearman(predicted[known], losses[known])
-    return _TargetFit(parameters, resampled, status, rank_correlation, error, explained)
+    return _TargetFit(parameters, resampled, status, mixtures, rank_correlation, error, explained)
 
 
 def _least_squares(

@@ -23,8 +23,8 @@ BAND = (0.05, 0.95)
 
 
 RUNS_PER_PARAMETER = 2
-"""Runs for each parameter of a law from which a mixture can be supported: with fewer, the law of a single loss failed
-on real runs (docs/benchmarks/mixture_search.md)."""
+"""Runs of different mixtures for each parameter of a law from which a mixture can be supported: with fewer, the law of
+a single loss failed on real runs (docs/benchmarks/mixture_search.md)."""
 
 ROUNDING = 1e-9
 """A prior that violates a bound by less is within it."""
@@ -34,8 +34,8 @@ class Support(StrEnum):
     """How far the runs support the recommended mixture."""
 
     SUPPORTED = "supported"
-    """All laws are good, there are twice as many runs as parameters of a law, and the mixture is better than the prior
-    under at least 95% of the resampled laws."""
+    """All laws are good, each target was measured for twice as many different mixtures as a law has parameters, and the
+    mixture is better than the prior under at least 95% of the resampled laws."""
     UNCERTAIN = "uncertain"
     """Some law is not good, there are few runs, or the improvement over the prior is within the laws' uncertainty."""
     UNSUPPORTED = "unsupported"
@@ -209,13 +209,21 @@ def _reasons(fit: LawFit, runs: int) -> list[str]:
     targets, parameters = fit.law.targets, fit.law.parameters.shape[1]
     texts = {
         TargetStatus.WEAK: "cross-validated predictions explain less than half of the differences between runs for",
-        TargetStatus.TOO_FEW_RUNS: "there are fewer runs than parameters of the law for",
+        TargetStatus.TOO_FEW_RUNS: "there are fewer different mixtures than parameters of the law for",
         TargetStatus.CONSTANT: "the loss is the same in all runs for",
     }
     reasons = []
-    if parameters <= runs < RUNS_PER_PARAMETER * parameters:
-        few = f"{runs} runs determine laws of {parameters} parameters"
-        reasons.append(f"{few}; expected at least {RUNS_PER_PARAMETER * parameters} runs")
+    expected = RUNS_PER_PARAMETER * parameters
+    counts = {
+        target: int(count)
+        for target, count in zip(targets, fit.measured, strict=True)
+        if parameters <= count < expected
+    }
+    if counts:
+        fewest = min(counts, key=lambda target: counts[target])
+        which = "" if counts[fewest] == runs else f" of different mixtures with a loss of {fewest}"
+        few = f"{counts[fewest]} runs{which} determine laws of {parameters} parameters"
+        reasons.append(f"{few}; expected at least {expected} runs")
     for status, text in texts.items():
         names = [target for target, its in zip(targets, fit.status, strict=True) if its is status]
         if names:

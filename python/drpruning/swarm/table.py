@@ -119,6 +119,15 @@ class Swarm:
         """Tokens of each domain, in parts of the longest run's tokens, float64 ``[n, d]``."""
         return np.asarray(self.mixtures * (self.tokens / self.tokens.max())[:, None])
 
+    @property
+    def mixture_numbers(self) -> NDArray[np.intp]:
+        """The number of each run's mixture, ``[n]``; runs of one mixture, and the points of one run, have the same.
+
+        Numbers count from 0 in the order of the first run of each mixture.
+        """
+        _, first, numbers = np.unique(self.mixtures.round(9), axis=0, return_index=True, return_inverse=True)
+        return np.asarray(np.argsort(np.argsort(first))[numbers.ravel()])
+
     def __len__(self) -> int:
         return len(self.runs)
 
