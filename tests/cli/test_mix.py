@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,25 @@ def test_megatron(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert words[0] == "--data-path"
     assert words[2::2] == ["data/web", "data/code", "data/math"]
     assert sum(map(float, words[1::2])) == pytest.approx(1, abs=1e-5)
+
+    # the smallest share that the search allows; Megatron refuses a weight of zero
+    words = run(capsys, swarm, "--max-share", "math=0", "--megatron", "data/<domain>").split()
+    assert float(words[5]) == 1e-6
+
+
+def test_the_printed_option_sets_names_of_any_characters(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("no", "a,b: c", "it's")
+    head, _, rows = swarm.read_text().partition("\n")
+    columns = [f'"{kind}/{name}"' for kind in ("mixture", "loss") for name in names]
+    swarm.write_text(f"{head.partition(',')[0]},{','.join(columns)}\n{rows}")
+    shares = yaml.safe_load(run(capsys, swarm, "--yaml"))["data"]["reference_ratio"]
+    printed = run(capsys, swarm).splitlines()[-1]
+    option, setting = shlex.split(printed)
+    assert option == "--set"
+    key, _, value = setting.partition("=")
+    assert key == "data.reference_ratio"
+    assert yaml.safe_load(value) == shares
+    assert tuple(shares) == names
 
 
 def test_a_section_of_a_recipe(swarm: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,6 +228,13 @@ def test_a_method_without_a_finished_run_is_replaced_and_named(
     assert f"moving, seed 18 is not in the tables: {reason}" in shown.stderr
     assert "cvar: no finished run; differences are to constant" in shown.stderr
     assert "Paired differences to constant" in shown.stdout
+    assert "leave out" not in shown.stderr
+
+    shutil.rmtree(copied.folder / "bases")
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(group, words)
+    assert "Paired differences" not in shown.stdout
+    omitted = "leave out seed 17, 18: expected bases/seed-17.json, bases/seed-18.json, found none. Copy the folder bases"
+    assert omitted in shown.stderr
 
 
 def body_of(each: Job) -> dict[str, Any]:

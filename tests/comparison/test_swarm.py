@@ -81,6 +81,13 @@ def test_a_row_is_a_method_without_the_effects_of_its_seeds(results: Results) ->
     assert base_losses(results) == {"web": 1.5, "code": 2.0}
 
 
+def test_a_method_without_a_finished_run_is_named(results: Results) -> None:
+    runs = [run for run in results.runs if run.method != "even"]
+    swarm, left_out = swarm_of(results.model_copy(update={"runs": runs}))
+    assert swarm.runs == ("constant", "moving")
+    assert left_out["even"] == "no finished run"
+
+
 def test_two_rows_at_least(results: Results) -> None:
     few = results.model_copy(update={"runs": results.of("constant")})
     with pytest.raises(StateError, match="1 methods of 'made_up' differ in the mixture alone"):

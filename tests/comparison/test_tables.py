@@ -226,3 +226,31 @@ def test_the_terminal_gets_the_columns_that_fit_the_summary_first(sampled: Sampl
         "worst excess",
         "plain mean",
     ]
+
+
+def test_seeds_without_the_base_s_documents_are_named(sampled: Sampled) -> None:
+    results = sampled(np.random.default_rng(14), seeds=3)
+    assert results.omitted_seeds() == ""
+    documents = {seed: found for seed, found in results.base_documents.items() if seed != 1}
+    omitted = results.model_copy(update={"base_documents": documents})
+    sentence = "Excess, differences and marks leave out seed 1: expected bases/seed-1.json, found none."
+    assert omitted.omitted_seeds() == sentence
+    tables = make_tables(omitted, ["constant"])
+    assert sentence in html_page(omitted, tables)
+    excess = next(table for table in tables if table.title.startswith("Excess"))
+    assert [row.texts[1] for row in excess.rows] == ["2", "2"]
+    alone = results.model_copy(update={"base": {}, "base_documents": {}})
+    assert alone.omitted_seeds().endswith("leave out seed 0, 1, 2: no run measured the unpruned model.")
+
+
+def test_tokens_to_the_loss_of_a_method_without_evaluations_are_not_a_loss_that_was_not_reached(
+    sampled: Sampled,
+) -> None:
+    results = sampled(np.random.default_rng(14), seeds=2)
+    runs = [run.model_copy(update={"points": []}) if run.method == "constant" else run for run in results.runs]
+    cost = next(
+        table
+        for table in make_tables(results.model_copy(update={"runs": runs}), ["constant"])
+        if table.title == "Cost"
+    )
+    assert [row.texts[-1] for row in cost.rows] == [NONE, NONE]

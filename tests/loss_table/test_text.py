@@ -297,3 +297,15 @@ print(dp.read_losses({str(path)!r}).losses.shape)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "(3, 2)\n"
+
+
+@pytest.mark.parametrize("last", ["400", "400,2.7", '400,"2.', "400,2.7,"])
+def test_a_last_row_that_is_being_written_is_left_out(last: str, tmp_path: Path) -> None:
+    expected = read(tmp_path, WIDE)
+    found = read(tmp_path, WIDE + last)
+    if last.count(",") < 2:
+        assert_same(found, expected)
+        with pytest.raises(LossTableError, match="line 5"):
+            read(tmp_path, f"{WIDE}{last}\n")
+    else:  # all cells, the last one empty
+        np.testing.assert_array_equal(found.losses[-1], [2.7, math.nan])

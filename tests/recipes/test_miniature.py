@@ -108,18 +108,22 @@ def test_the_prune_stage_of_1_3b_ends_at_its_target_and_the_cut_costs_nothing(tm
     assert all(verdict.passed for verdict in found), found
 
 
-def outcome(*, expected: float = 0.5, before: float = 2.0, after: float = 2.0, recovered: float = 1.5) -> list[Record]:
+def outcome(
+    *, expected: float = 0.5, before: float = 2.0, after: float = 2.0, code: float = 2.0, recovered: float = 1.5
+) -> list[Record]:
     shape = {"hidden": 8}
     return [
         Evaluated(
-            stage="prune", step=1, tokens=1, parameters=1.0, losses={"web": before}, weights={"web": 1.0},
+            stage="prune", step=1, tokens=1, parameters=1.0, losses={"web": before, "code": 2.0}, weights={"web": 1.0},
             reference_ratio={"web": 1.0}, excess_loss={}, divergence=0.0, status="",
         ),
         Kept(
             source=shape, target={"hidden": 4}, layers=[], hidden=[], heads=[], intermediate=[],
             expected={"hidden": expected},
         ),
-        ModelMeasured(model="pruned", parameters=1, shape=shape, losses={}, evaluation_losses={"web": after}),
+        ModelMeasured(
+            model="pruned", parameters=1, shape=shape, losses={}, evaluation_losses={"web": after, "code": code}
+        ),
         ModelMeasured(model="recovered", parameters=1, shape=shape, losses={"web": recovered}, evaluation_losses={}),
     ]  # fmt: skip
 
@@ -134,6 +138,8 @@ def outcome(*, expected: float = 0.5, before: float = 2.0, after: float = 2.0, r
         (outcome(after=2.0 + 2 * LARGEST_JUMP), ["cut"]),
         (outcome(after=1.0), []),
         (outcome(recovered=math.nan), ["finite"]),
+        (outcome(after=math.nan), ["cut", "finite"]),
+        (outcome(code=math.nan), ["cut", "finite"]),
     ],
 )
 def test_each_verdict_can_fail(records: list[Record], failed: list[str]) -> None:

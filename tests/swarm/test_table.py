@@ -37,6 +37,14 @@ def test_files_of_regmix(tmp_path: Path) -> None:
     np.testing.assert_allclose(swarm.mixtures.sum(axis=1), 1, rtol=1e-15)  # 1.003 was rounding
 
 
+def test_tokens_may_be_in_the_file_of_the_losses(tmp_path: Path) -> None:
+    mixtures = write(tmp_path, "m.csv", "run,a,b\nx,.4,.6\ny,.5,.5\n")
+    losses = write(tmp_path, "l.csv", "run,t,tokens\ny,1,3e8\nx,2,9e8\n")
+    assert read_swarm(mixtures, losses).tokens.tolist() == [9e8, 3e8]
+    both = write(tmp_path, "both.csv", "run,a,b,tokens\nx,.4,.6,1\ny,.5,.5,2\n")
+    assert read_swarm(both, losses).tokens.tolist() == [1, 2]
+
+
 def test_files_of_olmix(tmp_path: Path) -> None:
     mixtures = write(tmp_path, "ratios.csv", "run,name,index,dclm,wiki\nab,s-0,0,.4,.6\ncd,s-1,1,.7,.3\n")
     losses = write(tmp_path, "metrics.csv", "run,name,index,arc_bpb,mmlu_bpb\nab,s-0,0,1.2,1.4\ncd,s-1,1,1.1,1.3\n")
@@ -90,6 +98,9 @@ def test_rows_that_do_not_match(tmp_path: Path) -> None:
         read_swarm(mixtures, write(tmp_path, "l.csv", "run,t,u\nx,1,2\n"))
     with pytest.raises(LossTableError, match="repeats the run x"):
         read_swarm(mixtures, write(tmp_path, "l.csv", "run,t,u\nx,1,2\nx,1,2\n"))
+    twice = write(tmp_path, "twice.csv", "run,a,b\nx,.4,.6\nx,.5,.5\n")
+    with pytest.raises(LossTableError, match=r"twice\.csv, line 3 repeats the run x"):
+        read_swarm(twice, write(tmp_path, "l.csv", "run,t,u\nx,1,2\n"))
     with pytest.raises(LossTableError, match="share none of the columns"):
         read_swarm(mixtures, write(tmp_path, "l.csv", "index,t,u\n0,1,2\n"))
 

@@ -235,6 +235,9 @@ def _show_results(
         raise
     for label in results.failed.keys() - {job.label for job in failed}:
         click.echo(f"{label} is not in the tables: {results.failed[label]}", err=True)
+    if omitted := results.omitted_seeds():
+        restore = " Copy the folder bases to it, or remove documents.json of a run of the seed and rerun the command."
+        click.echo(omitted + (restore if results.base else ""), err=True)
     against = compared_with(results, show.against)
     if missing := [name for name in show.against if name not in against]:
         click.echo(f"{', '.join(missing)}: no finished run; differences are to {', '.join(against)}", err=True)

@@ -167,12 +167,12 @@ def mix(**options: Any) -> None:
 
         title = f"Predicted trade from {len(swarm)} runs: {found.support}"
         draw_trade(request.plot, trade(swarm, found), excess=request.reference_loss is not None, title=title)
-    from drpruning.cli.render.mix import print_recommendation, recipe_section, to_dict
+    from drpruning.cli.render.mix import print_recommendation, recipe_section, recipe_shares, to_dict
 
     if request.megatron is not None:
         from drpruning.cli.render.advice import megatron_data_path
 
-        click.echo(megatron_data_path(dict(zip(found.domains, found.mixture.tolist(), strict=True)), request.megatron))
+        click.echo(megatron_data_path(recipe_shares(found), request.megatron))
     elif request.as_json:
         click.echo(json.dumps(to_dict(found), indent=2))
     elif request.as_yaml:

@@ -67,6 +67,8 @@ def describe(results: Results) -> str:
             seen = held_out(results.eval_tokens, "validation")
             text += f"; strategies, and the tokens that reach another's loss, on {seen}"
         text += "."
+    if omitted := results.omitted_seeds():
+        text += f" {omitted}"
     if models:
         text += f" Baseline models: {', '.join(models)}."
     return text + "".join(f" Failed: {label}: {reason}." for label, reason in results.failed.items())

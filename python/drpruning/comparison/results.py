@@ -127,6 +127,15 @@ class Results(_Data):
         """Return the runs of a method, by seed."""
         return sorted((run for run in self.runs if run.method == method), key=lambda run: run.seed)
 
+    def omitted_seeds(self) -> str:
+        """Return a sentence that names the seeds without excess and differences; empty without one."""
+        seeds = sorted({run.seed for run in self.runs} - self.base_documents.keys())
+        if not seeds:
+            return ""
+        files = ", ".join(f"bases/seed-{seed}.json" for seed in seeds)
+        reason = f"expected {files}, found none" if self.base else "no run measured the unpruned model"
+        return f"Excess, differences and marks leave out seed {', '.join(map(str, seeds))}: {reason}."
+
 
 def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
     """Read the finished runs; one whose losses are not finite is among the failed ones.

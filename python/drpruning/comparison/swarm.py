@@ -48,7 +48,8 @@ def swarm_of(results: Results) -> tuple[Swarm, dict[str, str]]:
         StateError: Fewer than two methods are left.
     """
     left_out = {name: reason for name, method in results.methods.items() if (reason := _unlike(method))}
-    rows = {name: runs for name in results.methods if name not in left_out and (runs := results.of(name))}
+    left_out |= {name: "no finished run" for name in results.methods if name not in left_out and not results.of(name)}
+    rows = {name: results.of(name) for name in results.methods if name not in left_out}
     if len(rows) < 2:
         raise StateError(f"{len(rows)} methods of {results.name!r} differ in the mixture alone; expected at least 2")
     effect = _seed_effects(results, rows)

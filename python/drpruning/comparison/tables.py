@@ -131,7 +131,8 @@ def _excess(results: Results, metrics: RunMetrics, other: str) -> Table:
             excess = [metrics.average(domain, method, other) for domain in results.domains]
             worst = metrics.average(WORST, method, other)
             cells = [Cell.of(value, signed) for value in (*excess, worst, _mean(excess))]
-            rows.append(Row.of(method, str(len(runs)), *_marked(cells, columns, metrics, method, other)))
+            seeds = str(len(metrics.seeds(method)))
+            rows.append(Row.of(method, seeds, *_marked(cells, columns, metrics, method, other)))
     return Table(
         ["method", "seeds", *results.domains, WORST, "mean"],
         rows,
@@ -224,7 +225,8 @@ def _cost(results: Results, other: str) -> Table:
         target = final_means(results.of(other))
         fraction, reached = tokens_to_reach(runs, target)
         paired = sum(run.seed in target for run in runs)
-        cells.append(f"{percent(fraction)} ({reached} of {paired})" if reached else f"not reached (0 of {paired})")
+        not_reached = f"not reached (0 of {paired})" if paired else NONE
+        cells.append(f"{percent(fraction)} ({reached} of {paired})" if reached else not_reached)
         rows.append(Row.of(method, *cells))
     return Table(
         ["method", "parameters", *columns, f"tokens to {other}'s plain mean"],

@@ -90,26 +90,36 @@ def lines(stream: IO[bytes], source: str) -> Iterator[Line]:
 def read_csv(rows: Iterator[Line], found: Evaluations, pattern: Pattern | None) -> None:
     """Add the rows of a CSV file, separated by the most frequent of comma, semicolon and tab in the header.
 
+    A last row with too few cells and no line end is ignored: the run may be writing it.
+
     Raises:
         LossTableError: A row does not fit the header, or a cell does not hold what its column does.
     """
-    names, records = csv_records(rows, found.source)
+    names, records = csv_records(rows, found.source, grows=True)
     layout = _header(names, found.source, pattern)
     found.note_columns(list(layout.domains.values()))
     for where, cells in records:
         _add(found, where, cells, layout)
 
 
-def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+def csv_records(
+    rows: Iterator[Line], source: str, *, grows: bool = False
+) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Return the names in the header, and for each row its place (for messages) and its cells by name.
+
+    Args:
+        rows: The lines.
+        source: Name of the file.
+        grows: Whether a program may be writing the file: an incomplete last row is then left out.
 
     Raises:
         LossTableError: The text is not CSV, or a row does not fit the header; also while iterating.
     """
     number, header = next(rows)
+    text = header
 
     def texts() -> Iterator[str]:
-        nonlocal number
+        nonlocal number, text
         yield header
         for number, text in rows:  # noqa: B007 - the messages below use it
             yield text
@@ -118,10 +128,14 @@ def csv_records(rows: Iterator[Line], source: str) -> tuple[list[str], Iterator[
         try:
             for cells in reader:
                 where = f"{source}, line {number}"
+                if grows and len(cells) < len(names) and not text.endswith("\n"):
+                    return
                 if len(cells) != len(names):
                     raise LossTableError(f"{where} has {len(cells)} cells; the header has {len(names)}")
                 yield where, dict(zip(names, cells, strict=True))
         except csv.Error as error:
+            if grows and not text.endswith("\n"):  # within quotes
+                return
             raise LossTableError(f"{source}, line {number} is not CSV: {error}") from error
 
     separator = max(",;\t", key=header.count)

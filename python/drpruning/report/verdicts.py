@@ -60,7 +60,8 @@ def verdicts(records: Iterable[Record]) -> list[RunVerdict]:
             odd += not all(map(math.isfinite, record.losses.values()))
         elif isinstance(record, ModelMeasured):
             after = record.evaluation_losses if record.model == "pruned" else after
-            odd += not all(map(math.isfinite, record.losses.values()))
+            losses = [*record.losses.values(), *(record.evaluation_losses or {}).values()]
+            odd += not all(map(math.isfinite, losses))
         elif isinstance(record, StepTaken):
             odd += not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
     found = []
@@ -76,12 +77,17 @@ def _targets(kept: Kept) -> RunVerdict:
     final = {kind: 1 - kept.target[SIZES[kind]] / kept.source[SIZES[kind]] for kind in kept.expected}
     missed = {kind: abs(reached - final[kind]) for kind, reached in kept.expected.items()}
     numbers = ", ".join(f"{kind} {reached:.4f} of {final[kind]:.4f}" for kind, reached in kept.expected.items())
-    worst = max(missed.values(), default=0.0)
+    worst = max(missed.values(), default=0.0, key=_or_infinity)
     return RunVerdict("targets", worst <= SPARSITY_WITHIN, worst, f"expected sparsity before the cut: {numbers}")
+
+
+def _or_infinity(value: float) -> float:
+    """Return the value, and infinity for NaN, which compares with nothing and would hide."""
+    return math.inf if math.isnan(value) else value
 
 
 def _cut(before: dict[str, float], after: dict[str, float]) -> RunVerdict:
     rises = {domain: after[domain] - loss for domain, loss in before.items()}
-    worst = max(rises, key=lambda domain: rises[domain])
+    worst = max(rises, key=lambda domain: _or_infinity(rises[domain]))
     detail = f"largest rise of a domain's loss at the cut: {rises[worst]:+.4f} nats per token, in {worst}"
     return RunVerdict("cut", rises[worst] <= LARGEST_JUMP, rises[worst], detail)

@@ -7,7 +7,8 @@ Two text forms are read, both CSV with a header and a row per run:
   ``name`` and ``index`` that both files have. The part that all other names of a file begin or end with, up to a
   separator, is removed where names of the two files then agree: ``train_the_pile_arxiv`` becomes ``arxiv``.
 
-A column ``tokens`` (in the file of the shares) holds the tokens of each run, where runs differ in length.
+A column ``tokens`` holds the tokens of each run, where runs differ in length; if both files have one, that of the
+shares counts.
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ def read_swarm(mixtures: str | os.PathLike[str], losses: str | os.PathLike[str] 
     short = tuple(_short_names(each) for each in whole)
     keeps_whole = len(set(whole[0]) & set(whole[1])) >= len(set(short[0]) & set(short[1]))
     shares, values = whole if keeps_whole else short
+    tokens = table.tokens if other.tokens is None or table.tokens is not None else other.tokens[order]
     return Swarm.of(
         list(shares), table.numbers(shares.values()), list(values), other.numbers(values.values())[order], table.runs,
-        table.tokens,
+        tokens,
     )  # fmt: skip
 
 
@@ -262,13 +264,17 @@ def _match(mixtures: _CsvTable, losses: _CsvTable) -> list[int]:
         if key in found:
             raise LossTableError(f"{losses.places[row]} repeats the run {'/'.join(key)}; expected each run once")
         found[key] = row
-    order = []
+    order: list[int] = []
+    seen: set[tuple[str, ...]] = set()
     for row, key in enumerate(zip(*(mixtures.ids[name] for name in keys), strict=True)):
+        if key in seen:
+            raise LossTableError(f"{mixtures.places[row]} repeats the run {'/'.join(key)}; expected each run once")
         if key not in found:
             raise LossTableError(
                 f"{mixtures.places[row]}: the run {'/'.join(key)} is not in {losses.source}",
                 "Remove its row, or add its losses.",
             )
+        seen.add(key)
         order.append(found[key])
     return order
 

@@ -153,10 +153,16 @@ def advice_to_dict(advice: Advice, tally: UpdateSummary) -> dict[str, Any]:
 
 
 def megatron_data_path(mixture: Mapping[str, float], pattern: str) -> str:
-    """Return a mixture as Megatron's ``--data-path``: weight and path prefix in turn."""
+    """Return a mixture as Megatron's ``--data-path``: weight and path prefix in turn.
+
+    Weights are at least a millionth: Megatron accepts no weight of zero.
+    """
     import shlex
 
-    pairs = (f"{weight:.6f} {shlex.quote(pattern.replace('<domain>', name))}" for name, weight in mixture.items())
+    from drpruning.swarm import round_shares
+
+    shares = round_shares(mixture).items()
+    pairs = (f"{share:.6f} {shlex.quote(pattern.replace('<domain>', name))}" for name, share in shares)
     return f"--data-path {' '.join(pairs)}"
 
 

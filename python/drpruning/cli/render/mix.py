@@ -25,6 +25,18 @@ def recipe_shares(found: Recommendation) -> dict[str, float]:
     return round_shares(mixture, low, high)
 
 
+def recipe_option(found: Recommendation) -> str:
+    """Return the recommended mixture as the option ``--set`` for a shell."""
+    import shlex
+
+    import yaml
+
+    shares = yaml.safe_dump(
+        recipe_shares(found), default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return f"--set {shlex.quote(f'data.reference_ratio={shares.strip()}')}"
+
+
 def verdict(found: Recommendation) -> str:
     """Return the verdict with the improvement, or with the origin of a mixture that the runs do not determine."""
     if found.support is Support.UNSUPPORTED:
@@ -90,8 +102,7 @@ def print_recommendation(found: Recommendation) -> None:
         console.print(f"  {printable(reason)}", markup=False)
     if found.best.status is SearchStatus.INEXACT:
         console.print(f"  the search is exact to {found.best.gap:.4f} only", markup=False)
-    shares = ", ".join(f"{domain}: {share:g}" for domain, share in recipe_shares(found).items())
-    console.print(f"--set 'data.reference_ratio={{{shares}}}'", markup=False, soft_wrap=True)
+    console.print(recipe_option(found), markup=False, soft_wrap=True)
 
 
 def mixture_table(found: Recommendation) -> Table:
@@ -116,7 +127,7 @@ def target_table(found: Recommendation) -> Table:
             Cell(f"{found.losses_at_prior[j]:.3f}"),
             Cell(f"{found.losses[j]:.3f}", best=True),
             Cell(f"{found.losses_band[0, j]:.3f} to {found.losses_band[1, j]:.3f}"),
-            Cell(f"{found.fit.rank_correlation[j]:.2f}"),
+            Cell("-" if math.isnan(found.fit.rank_correlation[j]) else f"{found.fit.rank_correlation[j]:.2f}"),
             Cell(f"{found.fit.error[j]:.3f}"),
             Cell(str(found.fit.status[j])),
         )
