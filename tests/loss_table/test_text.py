@@ -299,6 +299,12 @@ print(dp.read_losses({str(path)!r}).losses.shape)
     assert result.stdout == "(3, 2)\n"
 
 
+def test_parameters_of_a_source_that_has_them_have_no_effect(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="have no effect"):
+        read(tmp_path, "step,params,web\n100,1e9,3.5\n", params=7e9)
+    assert read(tmp_path, "step,params,web\n100,,3.5\n", params=7e9).params.tolist() == [7e9]
+
+
 @pytest.mark.parametrize("last", ["400", "400,2.7", '400,"2.', "400,2.7,"])
 def test_a_last_row_that_is_being_written_is_left_out(last: str, tmp_path: Path) -> None:
     expected = read(tmp_path, WIDE)

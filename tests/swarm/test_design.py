@@ -59,6 +59,11 @@ def test_rounded_shares_keep_their_bounds() -> None:
     assert round_shares({"a": 1.0, "b": 0.0}, high={"a": 1.0, "b": 0.0}) == {"a": 0.999999, "b": 0.000001}
 
 
+def test_a_uniform_prior_is_proposed_once() -> None:
+    design = propose(dict.fromkeys("abc", 1 / 3), 8).rounded()
+    assert len(np.unique(design.mixtures, axis=0)) == 8
+
+
 def test_the_seed_determines_the_design() -> None:
     first, second, third = (propose(PRIOR, 8, seed=seed).mixtures for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)

@@ -49,7 +49,8 @@ def read_losses(
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
         ConfigError: ``tokens_per_step`` or ``params`` is not positive and finite, ``columns`` is not a pattern, or an
-            argument has no effect on this source: ``columns`` on a run folder, ``stage`` on any other source.
+            argument has no effect on this source: ``columns`` on a run folder, ``stage`` on any other source, ``params``
+            on a source with parameters.
         DiskError: The operating system cannot open the source.
     """
     for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):
@@ -89,7 +90,13 @@ def read_losses(
         raise ConfigError(
             f"{found.source} is not a run of drpruning and has no stages, so stage {stage!r} has no effect"
         )
-    return found.table()
+    table = found.table()
+    if params is not None and found.has_params:
+        raise ConfigError(
+            f"{found.source} has the parameters of each evaluation, so parameters {params:g} have no effect",
+            "Leave out --params.",
+        )
+    return table
 
 
 def _read_text(stream: IO[bytes], found: Evaluations, pattern: Pattern | None, stage: str | None) -> str:

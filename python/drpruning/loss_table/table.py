@@ -116,6 +116,11 @@ class Evaluations:
     _found: dict[str, None] = field(default_factory=dict)
     _counts_tokens: bool | None = None
 
+    @property
+    def has_params(self) -> bool:
+        """Whether an evaluation has a number of parameters."""
+        return any(math.isfinite(row.params) for row in self._rows.values())
+
     def note_columns(self, names: Sequence[str]) -> None:
         """Store the names of columns, with losses or without."""
         self._found.update(dict.fromkeys(names))

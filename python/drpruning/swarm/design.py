@@ -30,8 +30,8 @@ class Design:
 
     Attributes:
         domains: Names, ``[d]``.
-        mixtures: Float64 ``[n, d]``, rows sum to 1; the first is the prior, the second the even mixture, where the
-            bounds allow them.
+        mixtures: Float64 ``[n, d]``, rows sum to 1; the first is the prior, the second the even mixture if it is
+            another one, where the bounds allow them.
         subsample: Part of each domain's text that the small runs read, so that a share means as many epochs in a small
             run as in the target run; 1 where no such runs are described.
         bounds: Least and largest share of each domain, float64 ``[2, d]``.
@@ -114,7 +114,9 @@ def propose(
     rng = np.random.default_rng(seed)
     tempered = shares**TEMPERATURE / (shares**TEMPERATURE).sum()
     mixtures = [_bounded(start, low, high) for start in (shares / shares.sum(), np.full(len(shares), 1 / len(shares)))]
-    for number in range(2, runs):
+    if np.allclose(mixtures[0], mixtures[1], rtol=0, atol=1e-6):  # a run that repeats a mixture shows nothing of others
+        mixtures.pop()
+    for number in range(len(mixtures), runs):
         strength = math.exp(rng.uniform(*np.log(STRENGTHS)))
         drawn = low + (1 - low.sum()) * rng.dirichlet(strength * (shares, tempered)[number % 2])
         mixtures.append(_bounded(drawn, low, high))
