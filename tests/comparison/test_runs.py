@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -230,10 +231,17 @@ def test_a_method_without_a_finished_run_is_replaced_and_named(
     assert "Paired differences to constant" in shown.stdout
     assert "leave out" not in shown.stderr
 
+    base = copied.folder / "bases" / "seed-17.json"
+    base.write_bytes(base.read_bytes()[:100])
+    with pytest.raises(StateError, match=r"bases/seed-17\.json: expected JSON"):
+        CliRunner().invoke(group, words, catch_exceptions=False)
+
     shutil.rmtree(copied.folder / "bases")
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(group, words)
     assert "Paired differences" not in shown.stdout
-    omitted = "leave out seed 17, 18: expected bases/seed-17.json, bases/seed-18.json, found none. Copy the folder bases"
+    omitted = (
+        "leave out seed 17, 18: expected bases/seed-17.json, bases/seed-18.json, found none. Copy the folder bases"
+    )
     assert omitted in shown.stderr
 
 
@@ -357,9 +365,10 @@ def test_results_come_back_from_their_file(comparison: Comparison, progress: Out
     file.write_text(json.dumps(body))
     with pytest.raises(StateError, match="format 99"):
         read_results(file)
-    file.write_text("{}")
-    with pytest.raises(StateError, match="no results"):
-        read_results(file)
+    for wrong in (b"{}", first[:100], gzip.compress(first)):
+        file.write_bytes(wrong)
+        with pytest.raises(StateError, match="no results"):
+            read_results(file)
 
 
 def test_the_command_prints_tables_and_writes_pages(comparison: Comparison, progress: Outcomes) -> None:

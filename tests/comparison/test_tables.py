@@ -249,8 +249,6 @@ def test_tokens_to_the_loss_of_a_method_without_evaluations_are_not_a_loss_that_
     results = sampled(np.random.default_rng(14), seeds=2)
     runs = [run.model_copy(update={"points": []}) if run.method == "constant" else run for run in results.runs]
     cost = next(
-        table
-        for table in make_tables(results.model_copy(update={"runs": runs}), ["constant"])
-        if table.title == "Cost"
+        table for table in make_tables(results.model_copy(update={"runs": runs}), ["constant"]) if table.title == "Cost"
     )
     assert [row.texts[-1] for row in cost.rows] == [NONE, NONE]

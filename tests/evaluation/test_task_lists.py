@@ -21,6 +21,7 @@ from drpruning.evaluation.benchmark.judge import Judge
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.task_lists import ListedTask, read_list, shipped_lists
 from drpruning.evaluation.tasks import Tasks, TaskScore, find_tasks
+from drpruning.formatting import NONE
 from drpruning.hf.tokenizers import corpus_tokenizer
 from tests.evaluation.conftest import planned, tiny_model
 from tests.evaluation.test_benchmark import offline
@@ -140,6 +141,19 @@ def test_one_table_for_a_list() -> None:
     assert mean.split() == ["mean", "0.400", "0.550"]
     assert rest[0] == "f1"
     assert "other" not in console.export_text()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_task_whose_score_is_not_finite_for_one_model_keeps_its_row(first: bool) -> None:
+    both = TaskScore("both", {"perplexity": 20.0}, {}, 7, "1")
+    fine, broken = TaskScore("wikitext", {"perplexity": 30.0}, {}, 7, "1"), TaskScore("wikitext", {}, {}, 7, "1")
+    scores = [[both, fine], [both, broken]] if first else [[both, broken], [both, fine]]
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_scores(console, [(NamedModel(name, name), found) for name, found in zip("ab", scores, strict=True)])
+    row = next(line.split() for line in console.export_text(clear=False).splitlines() if "wikitext" in line)
+    assert row == (["wikitext", "30.000", NONE] if first else ["wikitext", NONE, "30.000"])
+    mean = next(line.split() for line in console.export_text().splitlines() if "mean" in line)
+    assert mean == ["mean", "25.000"]
 
 
 @pytest.mark.parametrize(

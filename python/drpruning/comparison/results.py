@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drpruning.comparison.methods import Method
-from drpruning.comparison.runs import DOCUMENTS, Comparison, Equal, Job, read_model
+from drpruning.comparison.runs import DOCUMENTS, Comparison, Equal, Job, read_model, read_stored
 from drpruning.errors import CorpusError, StateError
 from drpruning.files import write_text
 from drpruning.inputs import expected_value
@@ -186,7 +186,7 @@ def collect(comparison: Comparison, failed: Mapping[Job, str]) -> Results:
         domains=started.domains,
         reference_ratio=comparison.plain_recipe.reference_ratio,
         base=base,
-        base_documents={seed: json.loads(path.read_text()) for seed, path in bases.items() if path.is_file()},
+        base_documents={seed: read_stored(path) for seed, path in bases.items() if path.is_file()},
         base_parameters=base_parameters,
         eval_tokens=started.eval_tokens,
         final_eval_tokens=started.final_eval_tokens,
@@ -212,7 +212,7 @@ def read_results(file: Path) -> Results:
         StateError: The file is another one, or of another version.
     """
     try:
-        results = Results.model_validate_json(file.read_text(encoding="utf-8"))
+        results = Results.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -267,7 +267,7 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
         ),
         recovered=measured["recovered"].losses,
         pruned=measured["pruned"].losses if "pruned" in measured else None,
-        documents=json.loads((job.folder / DOCUMENTS).read_text(encoding="utf-8")),
+        documents=read_stored(job.folder / DOCUMENTS),
         points=[point for stage in stages if stage != "pretrain" for point in points_of(records, stage)],
         drawn=drawn_tokens(records),
         tasks=tasks,

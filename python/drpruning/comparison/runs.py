@@ -78,13 +78,27 @@ class Job:
         return list(read_records(file)) if file.is_file() else []
 
 
+def read_stored(file: Path) -> Any:
+    """Read a JSON file of the folder of a comparison.
+
+    Raises:
+        StateError: The file is damaged, as after a copy that was interrupted.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise StateError(
+            f"{file}: expected JSON, found {shown(error, 100)}", "Copy it again, or remove it and rerun the command."
+        ) from error
+
+
 def read_model(job: Job) -> dict[str, Any] | None:
     """Return the measurement of a job's baseline model.
 
     None without one, if the file is of another model, or if a loss is not finite (earlier versions stored such losses).
     """
     file = job.folder / BASELINE
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: dict[str, Any] = read_stored(file) if file.is_file() else {}
     is_finite = all(math.isfinite(loss) for loss in found.get("losses", {}).values())
     return found if found.get("model") == job.method.model and is_finite else None
 
@@ -392,7 +406,7 @@ class Comparison:
     def first_primary(self) -> list[str]:
         """Return the primary endpoints declared before the first run; empty if none were."""
         file = self.folder / PRIMARY
-        return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+        return list(read_stored(file)) if file.is_file() else []
 
     def recorded_corpora(self) -> dict[Job, str]:
         """Return the recorded fingerprints of the corpora on which runs and baseline models were measured so far."""

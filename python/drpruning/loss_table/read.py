@@ -49,8 +49,8 @@ def read_losses(
     Raises:
         LossTableError: The source cannot be read as described; the message names line and column.
         ConfigError: ``tokens_per_step`` or ``params`` is not positive and finite, ``columns`` is not a pattern, or an
-            argument has no effect on this source: ``columns`` on a run folder, ``stage`` on any other source, ``params``
-            on a source with parameters.
+            argument has no effect on this source: ``columns`` on a run folder, ``stage`` on any other source,
+            ``params`` on a source with parameters.
         DiskError: The operating system cannot open the source.
     """
     for what, number in (("tokens per step", tokens_per_step), ("parameters", params)):

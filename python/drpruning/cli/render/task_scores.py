@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
-from drpruning.formatting import number, printable
+from drpruning.formatting import NONE, number, printable
 from drpruning.intervals import NORMAL_95
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
@@ -78,7 +78,11 @@ def _metrics_table(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table
 def _models_table(scored: Sequence[ScoredModel], metric: str) -> Table:
     """Tabulate one metric of several models."""
     by_task = [{score.task: score for score in scores if metric in score.metrics} for _, scores in scored]
-    rows = [Row.of(task, *(_score_cell(scores[task], metric) for scores in by_task)) for task in by_task[0]]
+    tasks = dict.fromkeys(task for scores in by_task for task in scores)
+    rows = [
+        Row.of(task, *(_score_cell(scores[task], metric) if task in scores else Cell(NONE) for scores in by_task))
+        for task in tasks
+    ]
     if len(rows) > 1:
         rows.append(Row.of("mean", *(_mean(scores, metric) for _, scores in scored), kind="summary"))
     return Table(["task", *(printable(model.name) for model, _ in scored)], rows, title=metric)
