@@ -97,7 +97,7 @@ def test_two_rows_at_least(results: Results) -> None:
 def test_the_command_reads_a_folder_of_results(results: Results, tmp_path: Path) -> None:
     file = write_results(results, tmp_path)
     assert read_comparison(tmp_path) == read_comparison(file) == results
-    found = CliRunner().invoke(group, ["mix", str(tmp_path), "--reference-loss", "base", "--json"])
+    found = CliRunner().invoke(group, ["mix", str(tmp_path), "--reference-loss", "base", "--rho", "0.1", "--json"])
     assert found.exit_code == 0, found.output
     assert "left out: faster, sets continue.learning_rate" in found.stderr
     body = json.loads(found.stdout)
@@ -165,7 +165,7 @@ def test_a_design_is_compared_and_mixed_without_certainty(
         assert total == config.tokens("continue")
         for domain, tokens in run.drawn.items():  # balanced draws: less than one row from the share
             assert abs(tokens - shares[run.method][domain] * total) < config.data.seq_len
-    body = json.loads(command("mix", out, "--recipe", small, "--reference-loss", "base", "--json"))
+    body = json.loads(command("mix", out, "--recipe", small, "--reference-loss", "base", "--rho", "0.1", "--json"))
     assert {name: entry["prior"] for name, entry in body["domains"].items()} == config.reference_ratio
     assert body["support"] in ("uncertain", "unsupported")
     assert any("9 runs determine laws of 7 parameters; expected at least 14" in reason for reason in body["reasons"])

@@ -227,6 +227,7 @@ class Request:
             raise ConfigError(f"{idle} needs --design: the number of mixtures to propose", "For example --design 32")
         if self.design is not None and (idle := self._given(OF_RUNS)):
             raise ConfigError(f"{idle} has no effect with --design, which proposes the runs", "Leave one of them out.")
+        self._check_objective()
         if self.domain_tokens is not None or self.recipe is not None:
             return
         if idle := self._given(("max_epochs",)):
@@ -244,6 +245,22 @@ class Request:
             raise ConfigError(
                 "--run-tokens needs --domain-tokens: the tokens that each domain has, or --target-tokens",
                 "For example --domain-tokens web=800B,code=90B",
+            )
+
+    def _check_objective(self) -> None:
+        """Check that reference losses and weights change the mixture, or the axes of the plot."""
+        from drpruning.errors import ConfigError
+
+        if self.plot is not None:
+            return
+        if self.reference_loss is not None and self.objective == "mean" and not self.rho:
+            raise ConfigError(
+                "--reference-loss has no effect on a mean of losses",
+                "Add --objective worst or --rho 0.1, or leave it out.",
+            )
+        if self.target_weights is not None and (self.objective == "worst" or self.rho == math.inf):
+            raise ConfigError(
+                "--target-weights has no effect on the worst target", "Give --rho 10 in its place, or leave it out."
             )
 
     def _given(self, names: tuple[str, ...]) -> str | None:
