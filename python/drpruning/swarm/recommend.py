@@ -35,7 +35,7 @@ class Support(StrEnum):
 
     SUPPORTED = "supported"
     """All laws are good, each target was measured for twice as many different mixtures as a law has parameters, and the
-    mixture is better than the prior under at least 95% of the resampled laws."""
+    90% band of the improvement over the prior, taken over the resampled laws, is above 0 and the KL term."""
     UNCERTAIN = "uncertain"
     """Some law is not good, there are few runs, or the improvement over the prior is within the laws' uncertainty."""
     UNSUPPORTED = "unsupported"
