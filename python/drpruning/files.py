@@ -163,8 +163,10 @@ def check_free(target: Path) -> None:
     """Check that ``target`` is absent or an empty folder.
 
     Raises:
-        FileExistsError: ``target`` is a file or a link, or a folder that is not empty.
+        FileExistsError: ``target`` is a file or a link, a folder that is not empty, or has no name, like ``.``.
     """
+    if target.name in {"", ".."}:  # a folder that contains this one cannot be replaced
+        raise FileExistsError(f"{target} ends with no name; expected a new or an empty folder, such as {target}/new")
     if target.is_symlink():
         raise FileExistsError(f"{target} is a symbolic link; expected a new or an empty folder")
     if target.is_dir():

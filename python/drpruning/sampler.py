@@ -141,6 +141,8 @@ class DomainSampler:
         dtype: Literal["int64", "int32"] = "int64",
         prefetch: int = 2,
     ) -> None:
+        if not isinstance(corpus, Corpus):
+            raise ConfigError(f"corpus is {shown(corpus)}; expected a Corpus", "For example Corpus.open(folder).")
         self.corpus = corpus
         self.seq_len = _check_int("seq_len", seq_len, 1, 2**31 - 1)
         self.batch_size = _check_int("batch_size", batch_size, 1, 2**24)
@@ -180,9 +182,17 @@ class DomainSampler:
         return self
 
     def __next__(self) -> Batch:
-        if not self.prefetch:
-            return self.next_into(np.empty((self.rows_per_rank, self.seq_len), self.dtype))
-        step, domains, rows, tokens = self._native.next()
+        try:
+            if not self.prefetch:
+                return self.next_into(np.empty((self.rows_per_rank, self.seq_len), self.dtype))
+            step, domains, rows, tokens = self._native.next()
+        except MemoryError:
+            size = self.rows_per_rank * self.seq_len * np.dtype(self.dtype).itemsize
+            raise ConfigError(
+                f"the system has no memory for a batch of {size:,} bytes: {self.rows_per_rank} rows of {self.seq_len} "
+                f"tokens in {self.dtype}",
+                next_step='Choose a smaller batch_size, seq_len or prefetch, or dtype="int32".',
+            ) from None
         return Batch(tokens, domains, rows, step, self.corpus.end_token)
 
     def next_into(self, buffer: NDArray[np.int32] | NDArray[np.int64]) -> Batch:
@@ -200,10 +210,12 @@ class DomainSampler:
             CorpusError: A file changed since the corpus was opened, or contains an id outside the vocabulary.
         """
         shape = (self.rows_per_rank, self.seq_len)
+        if not isinstance(buffer, np.ndarray):
+            raise ConfigError(f"buffer is a {type(buffer).__name__}; expected a NumPy array, {self.dtype} {shape}")
         if buffer.shape != shape or buffer.dtype != self.dtype:
             raise ConfigError(f"buffer is {buffer.dtype} {buffer.shape}; expected {self.dtype} {shape}")
-        if not (buffer.flags.c_contiguous and buffer.flags.writeable):
-            raise ConfigError("buffer is not C-contiguous or not writeable; expected both")
+        if not (buffer.flags.c_contiguous and buffer.flags.writeable and buffer.flags.aligned):
+            raise ConfigError("buffer is not C-contiguous, not aligned or not writeable; expected all three")
         step, domains, rows = self._native.next_into(buffer)
         return Batch(buffer, domains, rows, step, self.corpus.end_token)
 
@@ -286,7 +298,7 @@ class DomainSampler:
         for key, expected in {"version": STATE_VERSION, **self._identity()}.items():
             if key not in state:
                 raise StateError(f"the saved sampler state has no key {key!r}")
-            if state[key] != expected:
+            if type(state[key]) is not type(expected) or state[key] != expected:
                 raise StateError(
                     f"the saved sampler state has {key} {shown(state[key])}; this sampler has {expected!r}"
                 )
@@ -308,6 +320,8 @@ class DomainSampler:
 
     def _ordered_weights(self, weights: Mapping[str, float]) -> list[float]:
         names = self.corpus.domains
+        if not isinstance(weights, Mapping):
+            raise WeightError(f"weights is {shown(weights)}; expected a mapping from each domain to a number")
         unknown = [name for name in weights if name not in names]
         if missing := [name for name in names if name not in weights]:
             raise WeightError(
@@ -318,7 +332,7 @@ class DomainSampler:
             raise WeightError(f"got a weight for unknown domain {unknown[0]!r}; the corpus has {', '.join(names)}")
         try:
             return [float(weights[name]) for name in names]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise WeightError(f"a weight is not a number: {error}") from None
 
     def _by_domain(self, values: list[T]) -> dict[str, T]:

@@ -167,7 +167,7 @@ class DomainDataset(IterableDataset[Item]):
         self._resumed = True
 
     def _restore_sampler(self, state: Mapping[str, Any]) -> None:
-        states = list(_find_sampler_states(state))
+        states = [inner for inner in _find_sampler_states(state) if isinstance(inner["step"], int)]
         if not states:
             raise StateError(
                 "no sampler state found",
@@ -175,9 +175,9 @@ class DomainDataset(IterableDataset[Item]):
                 "StatefulDataLoader.state_dict().",
             )
         # A loader collects items from its workers in turn, so the largest step belongs to the last item.
-        self.sampler.load_state_dict(max(states, key=lambda inner: int(inner["step"])))
+        self.sampler.load_state_dict(max(states, key=lambda inner: inner["step"]))
         # With snapshot_every_n_steps=n the states are up to n - 1 items old.
-        self.sampler.skip(int(state.get("_steps_since_snapshot", 0)))
+        self.sampler.skip(state.get("_steps_since_snapshot", 0))
         self._has_workers.zero_()
 
     def _check_no_workers(self, operation: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -122,7 +123,7 @@ def _open_corpus(names: tuple[str, ...], dtype: str | None) -> Corpus:
     from drpruning.corpus import Corpus
     from drpruning.errors import ConfigError
 
-    if len(names) == 1 and "=" not in names[0]:
+    if len(names) == 1 and ("=" not in names[0] or Path(names[0], "corpus.json").is_file()):
         if dtype is not None:
             raise ConfigError(f"--dtype is for NAME=PATH files; the corpus.json of {names[0]} has the type")
         return Corpus.open(names[0])

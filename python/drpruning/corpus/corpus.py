@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -93,6 +94,12 @@ class Corpus:
             )
         if not domains:
             raise ConfigError("domains is empty; expected at least one", 'For example Corpus({"web": "web.bin"}).')
+        for name in domains:
+            if not isinstance(name, str) or not name or not name.isprintable():
+                raise ConfigError(f"a domain is named {shown(name)}; expected printable characters")
+        for what, value in {"vocab_size": vocab_size, "end_token": end_token}.items():
+            if value is not None and not isinstance(value, int | np.integer):
+                raise ConfigError(f"{what} is {shown(value)}; expected an integer or None")
         if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise ConfigError(f"vocab_size is {vocab_size}; expected 1 to {MAX_VOCAB_SIZE}")
         if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
@@ -100,7 +107,7 @@ class Corpus:
         dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
         for name in dtypes.values():
             if name is not None and name not in DTYPES:
-                raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+                raise ConfigError(f"dtype is {shown(name)}; expected one of {', '.join(DTYPES)}")
         self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
         self._grouped: frozenset[Path] = frozenset()
         files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}
@@ -179,8 +186,8 @@ class Corpus:
 
     def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
         """Return the number of rows of ``seq_len`` tokens in each domain; an incomplete last row is not counted."""
-        if seq_len < 1:
-            raise ConfigError(f"seq_len is {seq_len}; expected at least 1")
+        if not isinstance(seq_len, int | np.integer) or seq_len < 1:
+            raise ConfigError(f"seq_len is {shown(seq_len)}; expected an integer of at least 1")
         return {name: tokens // seq_len for name, tokens in self.tokens(split).items()}
 
     def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
@@ -235,7 +242,10 @@ class Corpus:
                 outside the vocabulary.
         """
         self._check_domain(domain)
-        index = np.fromiter(rows, np.int64)
+        try:
+            index = np.fromiter(map(operator.index, rows), np.int64)
+        except (TypeError, OverflowError) as error:
+            raise ConfigError(f"rows of domain {domain!r} are not integers of 64 bits: {shown(error)}") from None
         count = self.num_rows(seq_len, split)[domain]
         if index.size and count == 0:
             self._raise_too_short(domain, seq_len, split)
@@ -251,9 +261,15 @@ class Corpus:
         """Read tokens ``start`` to ``stop`` of one domain, in the order of its files: int64 ``[stop - start]``.
 
         Raises:
-            ConfigError: The domain is unknown, or has fewer than ``stop`` tokens.
+            ConfigError: The domain is unknown, or ``0 <= start <= stop <= tokens`` does not hold.
             CorpusError: A file changed, or an id is outside the vocabulary.
         """
+        self._check_domain(domain)
+        count = self.tokens(split)[domain]
+        if not all(isinstance(value, int | np.integer) for value in (start, stop)) or not 0 <= start <= stop <= count:
+            raise ConfigError(
+                f"domain {domain!r} has tokens 0 to {count} ({split}), not {shown(start)} to {shown(stop)}"
+            )
         whole = self.num_rows(READ_TOKENS, split).get(domain, 0)  # later tokens are read one by one
         first, last = start // READ_TOKENS, min(-(-stop // READ_TOKENS), whole)
         blocks = self.read_rows(domain, range(first, last), READ_TOKENS, split).ravel()
@@ -433,6 +449,8 @@ def _open_files(
 def _by_domain(what: str, value: str | Mapping[str, str] | None, domains: Iterable[str]) -> dict[str, str | None]:
     if value is None or isinstance(value, str):
         return dict.fromkeys(domains, value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what} is {shown(value)}; expected a text, or a mapping from domains to texts")
     by_domain = dict.fromkeys(domains, None) | dict(value)
     unknown = sorted(set(by_domain) - set(domains))
     if unknown:
@@ -443,6 +461,9 @@ def _by_domain(what: str, value: str | Mapping[str, str] | None, domains: Iterab
 def _find_files(paths: str | Path | Sequence[str | Path], column: str | None, dtype: str | None) -> list[_File]:
     if isinstance(paths, (str, Path)):
         paths = [paths]
+    paths = list(paths) if isinstance(paths, Iterable) else [paths]
+    if wrong := [path for path in paths if not isinstance(path, str | os.PathLike)]:
+        raise ConfigError(f"a file of a domain is {shown(wrong[0])}; expected a path")
     files = [file for path in paths for file in _expand_path(os.fspath(path), column, dtype)]
     if not files:
         raise CorpusError("expected at least one token file for each domain, found an empty list")

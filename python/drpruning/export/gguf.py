@@ -32,6 +32,7 @@ from drpruning.export.gguf_graphs import (
 )
 from drpruning.export.gguf_tokenizer import write_tokenizer
 from drpruning.files import new_file
+from drpruning.hf.model_folder import convert
 from drpruning.hf.models import load
 from drpruning.pruning.architectures import (
     architecture_of,
@@ -67,7 +68,8 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
         precision: Dtype of matrices; norms, biases and routers are float32.
 
     Raises:
-        ConfigError: llama.cpp would not compute the same function, or ``out`` exists.
+        ConfigError: llama.cpp would not compute the same function, a value is beyond the range of ``precision``, or
+            ``out`` exists.
         MissingExtraError: The package ``gguf`` is not installed.
     """
     try:
@@ -81,6 +83,7 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
     architecture_of(config)  # raises for unsupported architectures
     graph = graph_of(config)
     kind = gguf.GGMLQuantizationType[TYPES[precision]]
+    out.parent.mkdir(parents=True, exist_ok=True)
     with new_file(out) as unfinished:
         writer = gguf.GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[graph.name]])
         _write_hyperparameters(writer, config, graph)
@@ -92,6 +95,7 @@ def write_gguf(model: Path | str, out: Path, precision: Precision = "float16") -
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[graph.name], config.num_hidden_layers)
         for name, tensor, keeps_float32 in _tensors(loaded, config, graph):
             stored = gguf.GGMLQuantizationType.F32 if keeps_float32 else kind
+            convert(name, tensor, torch.float32 if keeps_float32 else getattr(torch, precision))  # checks the range
             values = gguf.quants.quantize(tensor.float().contiguous().numpy(), stored)
             written = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert written is not None, name

@@ -13,6 +13,16 @@ from drpruning.errors import ConfigError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """Files of which a model folder with a tokenizer has at least one."""
+TEXT_FILES = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "chat_template.jinja",
+)
+"""Files of tokenizers of transformers, and the template of a conversation."""
 MODEL_ADVICE = (
     "Give a folder with config.json and safetensors, or the name of a model on the hub that you have access to."
 )

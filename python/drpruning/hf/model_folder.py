@@ -19,6 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from drpruning.errors import ConfigError
 from drpruning.hf.models import INDEX, SINGLE, saved_tensors
 from drpruning.hf.tensor_stream import LazyTensor, ReadTensor, write_safetensors
 
@@ -50,6 +51,7 @@ def write_model(
         max_shard_size: Largest file of weights, in the notation of transformers.
 
     Raises:
+        ConfigError: A value is beyond the range of ``dtype``.
         OSError: A file cannot be written.
     """
     config = copy.deepcopy(model.config)
@@ -77,6 +79,22 @@ def write_model(
             "weight_map": split.tensor_to_filename,
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def convert(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another dtype.
+
+    Raises:
+        ConfigError: A finite value is beyond the range of the dtype: float16 ends at 65504.
+    """
+    converted = tensor.to(dtype)
+    if dtype == torch.float16 and tensor.dtype != dtype and bool((converted.isinf() & tensor.isfinite()).any()):
+        largest = tensor[tensor.isfinite()].abs().max().item()
+        raise ConfigError(
+            f"{name} has a value of {largest:g}; expected at most 65504, the largest of float16",
+            "Choose bfloat16 or float32, for example --dtype bfloat16.",
+        )
+    return converted
 
 
 def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -122,7 +140,7 @@ class _Source:
         return self._block.pop(name)
 
     def _stored(self, name: str) -> Tensor:
-        return self._read(name).to(self._outlines[name].dtype)
+        return convert(name, self._read(name), self._outlines[name].dtype)
 
     def _groups(self) -> dict[str, list[str]]:
         """Return, by the name of a tensor in the files, the model's tensors that are converted together."""

@@ -254,6 +254,14 @@ class SafetensorsWeights:
                 return f"{self.files[name]} has {name!r} of shape {shape}; its config.json requires {expected[name]}"
             if part.get_dtype() not in FLOATS:
                 return f"{self.files[name]} has {name!r} of type {part.get_dtype()}; expected {', '.join(FLOATS)}"
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in sorted(tied & self.files.keys() & parameters.keys()):
+            own = next(other for other in parameters if parameters[other] is parameters[name])
+            if own in self.files and not torch.equal(self.tensor(name), self.tensor(own)):
+                return (
+                    f"{self.files[name]} has {name!r} with other values than {own!r}, and its config.json ties them; "
+                    "expected equal ones, or tie_word_embeddings: false"
+                )
         return ""
 
     @torch.no_grad()

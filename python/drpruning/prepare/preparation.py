@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from drpruning.corpus.manifest import FILE_NAME, SPLITS, Manifest
 from drpruning.errors import ConfigError, CorpusError
@@ -88,12 +88,16 @@ class Options:
             raise ConfigError(f"workers is {self.workers}; expected at least 1")
         if self.max_errors < 0:
             raise ConfigError(f"max_errors is {self.max_errors}; expected at least 0")
+        if self.shard_tokens < 1:
+            raise ConfigError(f"shard_tokens is {self.shard_tokens}; expected at least 1")
+        if self.utf8 not in get_args(Utf8):
+            raise ConfigError(f"utf8 is {self.utf8!r}; expected {', '.join(get_args(Utf8))}")
 
 
 def prepare(
     out: Path | str,
     domains: Domains,
-    tokenizer: str | None,
+    tokenizer: Path | str | None,
     *,
     append: bool = False,
     holdout: Holdout | None = None,
@@ -146,7 +150,8 @@ def prepare(
         text_suffixes=tuple(text_suffixes),
     )
     preparation = Preparation(Path(out), domain_texts(domains, text_field), options)
-    return preparation.run(tokenizer, append=append, on_progress=on_progress)
+    name = None if tokenizer is None else str(tokenizer)
+    return preparation.run(name, append=append, on_progress=on_progress)
 
 
 def domain_texts(domains: Domains, text_field: str = "text") -> dict[str, DomainText]:
@@ -240,6 +245,8 @@ class Preparation:
         elif append:
             self._check_can_append(existing, loaded)
         with raise_disk_errors(self.out), self._lock_work_folder() as work:
+            if existing is not None:  # another process may have extended the corpus before this one had the lock
+                existing = Manifest.read(self.out)
             settings = replace(save_tokenizer(loaded, work), utf8=self.options.utf8)
             with ProcessPool(TaskRunner(settings, loaded.encoder), self.options.workers) as pool:
                 if existing is not None and not append:
@@ -332,7 +339,12 @@ class Preparation:
                 f"{self.out} was not made from files by this version of `drpruning prepare`, so it cannot be extended",
                 "Prepare a new corpus from all of the text.",
             )
-        if notes["tokenizer_sha256"] != loaded.sha256 or notes["end_token"] != loaded.end_token:
+        if notes["end_token"] != loaded.end_token:
+            raise CorpusError(
+                f"documents of {self.out} end with {notes['end_token']!r}, not with {loaded.end_token!r}",
+                "Leave out --end-token to use the corpus's end token.",
+            )
+        if notes["tokenizer_sha256"] != loaded.sha256:
             raise CorpusError(
                 f"{self.out} was made with another tokenizer than {loaded.name}",
                 "Leave out --tokenizer to use the corpus's tokenizer.",

@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from drpruning.errors import ConfigError, StateError
 from drpruning.files import new_folder
+from drpruning.hf.files import TEXT_FILES
 from drpruning.hf.model_folder import MAX_SHARD_SIZE, write_model
-from drpruning.hf.models import build_on_meta, disk_errors, load, load_on_meta
+from drpruning.hf.models import build_on_meta, disk_errors, load, load_on_meta, model_file
 from drpruning.hf.tensor_stream import ReadTensor
 from drpruning.pruning.architecture_spec import Dimension
 from drpruning.pruning.architectures import Weight, architecture_of, head_dim_of, weights_of
@@ -379,9 +380,9 @@ def rewrite(model: Path | str, folder: Path, *, dtype: str, max_shard_size: str 
         with disk_errors(folder), new_folder(folder) as unfinished:
             write_model(outline, unfinished, read, dtype=numbers, max_shard_size=max_shard_size)
             names = [path.name for path in source.glob("*token*")] if source.is_dir() else []
-            for name in (*names, "chat_template.jinja", "masks.safetensors", DECISIONS):
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, unfinished / name)
+            for name in dict.fromkeys([*names, *TEXT_FILES, "masks.safetensors", DECISIONS]):
+                if (path := model_file(str(model), name)) is not None:
+                    shutil.copyfile(path, unfinished / name)
     except FileExistsError as error:
         raise ConfigError(f"cannot export: {error}", "Choose another folder, or remove it.") from error
 

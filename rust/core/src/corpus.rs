@@ -8,7 +8,7 @@ mod shard;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use crate::error::{CorpusProblem, Result};
+use crate::error::{CorpusProblem, Error, Result};
 use crate::source::{Source, problem};
 use crate::tokens::Token;
 use file_cache::FileCache;
@@ -120,6 +120,12 @@ pub struct Corpus {
     files: FileCache,
 }
 
+/// Gives the empty `out` a capacity of `len` tokens.
+pub(crate) fn reserve<T>(out: &mut Vec<T>, len: usize) -> Result<()> {
+    out.try_reserve_exact(len)
+        .map_err(|_| Error::Memory { tokens: len })
+}
+
 impl Corpus {
     /// Creates a corpus of `domains`, with ids from 0 to `vocab_size - 1`, or any ids >= 0 if that is `None`.
     #[must_use]
@@ -184,11 +190,11 @@ impl Corpus {
     ///
     /// # Errors
     ///
-    /// As [`gather`](Self::gather); `out` is then empty.
+    /// As [`gather`](Self::gather), or [`Error::Memory`]; `out` is then empty.
     ///
     /// # Panics
     ///
-    /// If a pick names a domain or row that does not exist, or there is no memory for the tokens.
+    /// If a pick names a domain or row that does not exist.
     pub fn gather_vec<T: Token>(
         &self,
         picks: &[Pick],
@@ -197,7 +203,7 @@ impl Corpus {
     ) -> Result<bool> {
         let len = picks.len().saturating_mul(seq_len);
         out.clear();
-        out.reserve_exact(len);
+        reserve(out, len)?;
         let waited = self.fill(picks, seq_len, &mut out.spare_capacity_mut()[..len])?;
         // SAFETY: the capacity is at least `len`, and `fill`, which succeeded, has written each element.
         unsafe { out.set_len(len) };

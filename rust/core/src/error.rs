@@ -37,6 +37,12 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The system gives no memory for the tokens of a batch.
+    #[error("no memory for a batch of {tokens} tokens")]
+    Memory {
+        /// Tokens of the batch.
+        tokens: usize,
+    },
     /// The caller of [`interruptible`](crate::interruptible) has stopped it.
     #[error("the read was interrupted")]
     Interrupted,

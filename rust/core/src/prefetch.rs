@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use crate::corpus::{Corpus, Pick};
+use crate::corpus::{Corpus, Pick, reserve};
 use crate::error::{ArgumentError, Result};
 use crate::interrupt::interruptible;
 use crate::sampler::{Sampler, SamplerState};
@@ -159,9 +159,12 @@ impl<T: Token> Prefetch<T> {
     ///
     /// # Errors
     ///
-    /// As [`Corpus::gather`].
+    /// As [`Corpus::gather`], or [`Error::Memory`](crate::Error::Memory).
     pub fn next(&self, patience: Duration) -> Option<Result<Batch<T>>> {
-        let memory = Vec::with_capacity(self.shared.tokens());
+        let mut memory = Vec::new();
+        if let Err(error) = reserve(&mut memory, self.shared.tokens()) {
+            return Some(Err(error));
+        }
         self.next_for(memory, patience)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use chi2_ball::Argument;
 use drpruning_core::Error;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -19,6 +19,7 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
         Error::Corpus { .. } => exception("CorpusError", error.to_string()),
         Error::Argument(_) => PyValueError::new_err(error.to_string()),
         Error::Io { path, source } => disk_error(path, source),
+        Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     }
 }

@@ -25,7 +25,8 @@ from drpruning.prepare.tokenize.tokenized_blocks import TokenizeSettings
 
 TOO_MANY_FILES = "os error 24"
 """Text of the error of Rust libraries for a process with too many open files."""
-DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+DOMAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+"""File systems allow 255 bytes, and the files of a domain have up to 27 more."""
 
 ShardKey = tuple[str, Split, int]
 """A domain, a split, and the number of a shard."""
@@ -39,9 +40,10 @@ def check_domain_names(names: Iterable[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        if not DOMAIN_NAME.fullmatch(name):
+        if not isinstance(name, str) or not DOMAIN_NAME.fullmatch(name):
             raise ConfigError(
-                f"domain name {name!r}; expected letters, digits, '_', '-' and '.', with a letter or digit first"
+                f"domain name {shown(name)}; expected letters, digits, '_', '-' and '.', with a letter or digit first, "
+                "up to 200"
             )
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise ConfigError(f"domain names {other!r} and {name!r} differ in case only")

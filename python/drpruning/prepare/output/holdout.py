@@ -54,6 +54,12 @@ class Holdout:
     def __post_init__(self) -> None:
         if not 0 <= self.fraction < 1:
             raise ConfigError(f"holdout fraction is {self.fraction:g}; expected at least 0 and below 1")
+        if not 0 <= self.max_fraction < 1:
+            raise ConfigError(f"holdout max_fraction is {self.max_fraction:g}; expected at least 0 and below 1")
+        if self.min_tokens < 0 or self.min_groups < 0:
+            raise ConfigError(
+                f"holdout min_tokens and min_groups are {self.min_tokens} and {self.min_groups}; expected at least 0"
+            )
 
     def candidates(self) -> list[float]:
         """Return the fractions that a domain may have: the first, its doublings, and the largest.

@@ -142,8 +142,9 @@ def _row_text(row: Row, fields: FieldMapping, path: Path, number: int, errors: I
 def _parquet_rows(unit: ReadUnit, fields: FieldMapping) -> Iterator[Row]:
     (path,) = unit.files
     with _import_parquet().ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as table:
-        if table.metadata.num_row_groups == 0:
-            return
+        groups = table.metadata.num_row_groups
+        if groups == 0 or (unit.row_group < groups and table.metadata.row_group(unit.row_group).num_rows == 0):
+            return  # a column of no rows has no page
         columns, largest = _select_leaves(path, table, unit.row_group, fields)
         # A value is inside a page, so a batch spans at most as many pages as values.
         rows = min(max(LONGEST_ENTRY // 2 // max(largest, 1), 1), BATCH_ROWS)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from drpruning.errors import ConfigError
+
 
 class MissingTextError(ValueError):
     """An entry has no text in the fields of the mapping."""
@@ -28,6 +30,10 @@ class FieldMapping:
     join: str = "\n\n"
     where: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str) or not self.text:
+            raise ConfigError(f"text is {self.text!r}; expected one or more fields", 'For example text=("text",).')
 
     def document(self, entry: Mapping[str, Any]) -> str | None:
         r"""Return the text of ``entry``; None if it belongs to another domain.

@@ -154,15 +154,19 @@ def _visible_files(folder: Path) -> list[Path]:
     return [
         file
         for file in folder.rglob("*")
-        if file.is_file()
+        if (file.is_file() or _is_broken_link(file))
         and file.name not in METADATA_FILES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
 
 
+def _is_broken_link(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
+
+
 def _to_source_files(files: list[Path], name: str, formats: Formats) -> list[SourceFile]:
     for file in files:
-        if not file.is_file():
+        if not (file.is_file() or _is_broken_link(file)):  # the reader counts a broken link as an input error
             raise ConfigError(f"{file}: expected a file, found a pipe or a device")
         if file_format(file, formats) is None:
             advice = f"If it is text, add --text-suffix {file.suffix}" if file.suffix else None
@@ -178,7 +182,7 @@ def _to_source_files(files: list[Path], name: str, formats: Formats) -> list[Sou
         else:
             kind = file_format(file, formats)
             assert kind is not None
-            sources.append(SourceFile(file, kind, file.stat().st_size))
+            sources.append(SourceFile(file, kind, 0 if _is_broken_link(file) else file.stat().st_size))
     return sources
 
 

@@ -128,7 +128,7 @@ def _read_line_range(unit: ReadUnit, unit_end: int) -> Iterator[Block]:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Guess the layout of a ``.json`` file: whether its first line opens and closes an object."""
+    """Guess the layout of a ``.json`` file: whether its first line opens and closes one object."""
     start = bytearray()
     try:
         for part in read_file(path):
@@ -138,7 +138,9 @@ def _is_json_lines(path: Path) -> bool:
     except READ_ERRORS:
         pass
     line = start.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf").strip()
-    return line.startswith(b"{") and line.endswith(b"}")
+    if not (line.startswith(b"{") and line.endswith(b"}")):
+        return False
+    return len(list(islice(split_json_values([line], LONGEST_ENTRY), 2))) < 2
 
 
 class _CountingReader:
