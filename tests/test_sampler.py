@@ -560,3 +560,30 @@ def test_a_domain_shorter_than_a_row_cannot_have_a_weight(corpus: dp.Corpus) -> 
 def test_unusable_arguments_are_refused(corpus: dp.Corpus, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sampler_of(corpus, **changes)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_batch_beyond_the_memory_is_an_error(tmp_path: Path, prefetch: int) -> None:
+    np.zeros(2**20, np.uint8).tofile(tmp_path / "a.bin")
+    corpus = dp.Corpus({"a": tmp_path / "a.bin"}, dtype="uint8")
+    # 2^47 bytes: more than the addresses of a process
+    sampler = dp.DomainSampler(corpus, {"a": 1}, seq_len=2**20, batch_size=2**24, prefetch=prefetch)
+    with pytest.raises(ConfigError, match=r"no memory for a batch of 140,737,488,355,328 bytes"):
+        next(sampler)
+
+
+def test_arguments_of_another_type_are_errors(corpus: dp.Corpus) -> None:
+    with pytest.raises(ConfigError, match="corpus is 'folder'; expected a Corpus"):
+        dp.DomainSampler("folder", {}, seq_len=1, batch_size=1)  # type: ignore[arg-type]
+    with pytest.raises(WeightError, match="weights is None; expected a mapping"):
+        sampler_of(corpus, weights=None)
+    with pytest.raises(WeightError, match="a weight is not a number"):
+        sampler_of(corpus, weights={**WEIGHTS, "web": 10**400})
+    sampler = sampler_of(corpus)
+    with pytest.raises(ConfigError, match="buffer is a list"):
+        sampler.next_into([])  # type: ignore[arg-type]
+    misaligned = np.frombuffer(bytearray(12 * 10 * 8 + 1), np.uint8)[1:].view(np.int64).reshape(12, 10)
+    with pytest.raises(ConfigError, match="not aligned"):
+        sampler.next_into(misaligned)
+    with pytest.raises(StateError, match="has seed"):
+        sampler.load_state_dict({**sampler.state_dict(), "seed": np.array([17, 17])})

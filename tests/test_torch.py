@@ -271,3 +271,9 @@ def test_items_on_a_busy_gpu_equal_the_samplers(make_sampler: MakeSampler, buffe
         assert total.item() == batch.tokens.sum()
         assert np.array_equal(domains.cpu().numpy(), batch.domains)
         assert np.array_equal(numbers.cpu().numpy(), batch.rows)
+
+
+def test_a_damaged_step_is_a_state_error(make_sampler: MakeSampler) -> None:
+    dataset = dp.torch.DomainDataset(make_sampler())
+    with pytest.raises(StateError, match="no sampler state found"):
+        dataset.load_state_dict({**dataset.state_dict(), "step": "three"})

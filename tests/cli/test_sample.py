@@ -141,3 +141,9 @@ def test_text_in_place_of_tokens_is_named(tmp_path: Path) -> None:
 def test_a_domain_given_twice_is_refused(corpus: str) -> None:
     with pytest.raises(ConfigError, match="domain 'a' is given twice: x and y"):
         run("a=x", "a=y")
+
+
+def test_a_folder_with_an_equals_sign_is_a_corpus(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "lr=1").symlink_to(corpus)
+    with pytest.raises(ConfigError, match=r"the corpus.json of .*lr=1 has the type"):
+        run(str(tmp_path / "lr=1"), "--dtype=uint16")

@@ -154,7 +154,7 @@ def test_tokens_are_read_wherever_they_begin(make_corpus: MakeCorpus) -> None:
     for start, stop in [(0, 9000), (5, 5), (4095, 4097), (4096, 8192), (8000, 8500), (8192, 9000), (8999, 9000)]:
         assert corpus.read_tokens("web", start, stop).tolist() == list(range(start, stop))
     assert corpus.read_tokens("code", 3, 30).tolist() == list(range(10_003, 10_030))
-    with pytest.raises(ConfigError, match="has rows 0 to 29"):
+    with pytest.raises(ConfigError, match="has tokens 0 to 30"):
         corpus.read_tokens("code", 3, 31)
 
 
@@ -359,3 +359,41 @@ def test_ids_are_checked_against_the_vocabulary(tmp_path: Path, write_shard: Wri
     dp.Corpus({"x": tmp_path / "a"}, vocab_size=301).read_rows("x", [0], 3)
     with pytest.raises(CorpusError, match=r"a\.bin: expected token ids below the vocabulary's 300, found 300"):
         dp.Corpus({"x": tmp_path / "a"}, vocab_size=300).read_rows("x", [0], 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"domains": {"a": 5}},
+        {"domains": {"a": [None]}},
+        {"domains": {5: "a.bin"}},
+        {"domains": {"": "a.bin"}},
+        {"domains": {"\ud800": "a.bin"}},
+        {"vocab_size": "5"},
+        {"vocab_size": 1.5},
+        {"end_token": 1.5},
+        {"dtype": 5},
+        {"dtype": ["uint8"]},
+        {"column": 5},
+    ],
+)
+def test_arguments_of_another_type_are_errors(tmp_path: Path, changes: dict[str, Any]) -> None:
+    np.arange(100, dtype=np.uint8).tofile(tmp_path / "a.bin")
+    arguments: dict[str, Any] = {"domains": {"a": tmp_path / "a.bin"}, "dtype": "uint8"}
+    assert dp.Corpus(**arguments).tokens() == {"a": 100}
+    with pytest.raises(ConfigError, match="expected"):
+        dp.Corpus(**{**arguments, **changes})
+
+
+def test_rows_and_tokens_are_integers_in_range(folder: Path) -> None:
+    corpus = dp.Corpus.open(folder)
+    for rows in ([1.5], ["1"], [None], [2**70]):
+        with pytest.raises(ConfigError, match="rows of domain 'web' are not integers"):
+            corpus.read_rows("web", rows, 4)  # type: ignore[arg-type]
+    for seq_len in (1.5, "4", None):
+        with pytest.raises(ConfigError, match="seq_len is"):
+            corpus.num_rows(seq_len)  # type: ignore[arg-type]
+    assert len(corpus.read_tokens("web", 800, 800)) == 0
+    for start, stop in ((5, 2), (-1, 2), (0, 801), (900, 900), (0.5, 2)):
+        with pytest.raises(ConfigError, match=r"domain 'web' has tokens 0 to 800 \(train\)"):
+            corpus.read_tokens("web", start, stop)  # type: ignore[arg-type]

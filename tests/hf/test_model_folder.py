@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from drpruning.errors import DiskError
+from drpruning.errors import ConfigError, DiskError
 from drpruning.hf import model_folder
 from drpruning.hf.model_folder import write_model
 from drpruning.hf.models import build_on_meta, disk_errors, load, saved_tensors
@@ -105,3 +105,23 @@ def test_a_tokenizer_that_cannot_be_written_is_a_disk_error(tmp_path):
         Tokenizer(BPE()).save(str(tmp_path / "missing" / "tokenizer.json"))
     with pytest.raises(ValueError, match="another"), disk_errors(tmp_path):
         raise ValueError("another")
+
+
+def test_files_of_a_tokenizer_in_any_format_are_copied(tmp_path):
+    family_model("llama-tied").save_pretrained(tmp_path / "model")
+    for name in ("vocab.json", "merges.txt", "spiece.model", "vocab.txt"):
+        (tmp_path / "model" / name).write_text(name)
+    rewrite(tmp_path / "model", tmp_path / "out", dtype="float32")
+    for name in ("vocab.json", "merges.txt", "spiece.model", "vocab.txt"):
+        assert (tmp_path / "out" / name).read_text() == name
+
+
+def test_a_value_beyond_float16_is_an_error(tmp_path):
+    model = family_model("llama-tied")
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e5
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"model.norm.weight has a value of 100000; expected at most 65504"):
+        rewrite(tmp_path / "model", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    rewrite(tmp_path / "model", tmp_path / "out", dtype="bfloat16")

@@ -166,3 +166,17 @@ def test_a_truncated_or_missing_file_is_named(tmp_path: Path) -> None:
     index.write_text(json.dumps(body))
     with pytest.raises(ConfigError, match=r"names '\.\./outside\.safetensors'; expected the name of a file"):
         load(tmp_path)
+
+
+def test_a_head_that_differs_from_the_embeddings_it_is_tied_to_is_an_error(tmp_path: Path) -> None:
+    model = build("llama-tied")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, {"format": "pt"})
+    load(tmp_path)
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"'lm_head.weight' with other values than 'model.embed_tokens.weight'"):
+        load(tmp_path)

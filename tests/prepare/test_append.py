@@ -9,7 +9,7 @@ import pytest
 
 from drpruning.corpus import Corpus
 from drpruning.errors import ConfigError, CorpusError
-from drpruning.prepare import Holdout, Manifest, prepare
+from drpruning.prepare import Holdout, Manifest, preparation, prepare
 from tests.prepare.conftest import WORDS, contents, write_jsonl
 from tests.prepare.test_preparation import splits
 
@@ -80,8 +80,29 @@ def test_what_cannot_be_added_to_is_refused(tmp_path: Path, tokenizer: str) -> N
         prepare(tmp_path / "absent", {"web": source}, tokenizer, append=True)
     out = tmp_path / "corpus"
     prepare(out, {"web": source}, tokenizer, holdout=RULE)
-    with pytest.raises(CorpusError, match="made with another tokenizer"):
+    with pytest.raises(CorpusError, match=r"end with '.*', not with 'Ġ'"):
         prepare(out, {"web": source}, tokenizer, append=True, end_token="Ġ")  # noqa: S106
     next(out.glob("*.documents")).unlink()
     with pytest.raises(CorpusError, match="is missing: the digests"):
         prepare(out, {"web": source}, None, append=True)
+
+
+def test_an_addition_that_ends_while_another_one_starts_is_kept(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "corpus"
+    prepare(out, {"web": write_jsonl(tmp_path / "a.jsonl", WORDS[:20])}, tokenizer, holdout=RULE)
+    first = {"web": write_jsonl(tmp_path / "b.jsonl", WORDS[20:40])}
+    second = {"web": write_jsonl(tmp_path / "c.jsonl", WORDS[40:])}
+    load = preparation.load_tokenizer
+
+    def load_slowly(*arguments: str | None) -> object:
+        monkeypatch.setattr(preparation, "load_tokenizer", load)
+        prepare(out, first, None, append=True)
+        return load(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "load_tokenizer", load_slowly)
+    manifest = prepare(out, second, None, append=True)
+    assert sorted(text for texts in splits(out, "web").values() for text in texts) == sorted(WORDS)
+    assert len(manifest.prepared["added"]) == 2
+    Corpus.open(out).verify()

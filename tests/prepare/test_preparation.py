@@ -336,3 +336,64 @@ def test_a_planted_work_folder_is_refused(tmp_path: Path, tokenizer: str) -> Non
     with pytest.raises(CorpusError, match=r"\.corpus\.work is a link"):
         prepare(tmp_path / "corpus", {"web": str(tmp_path / "web.jsonl")}, tokenizer)
     assert [path.name for path in outside.iterdir()] == ["mine"]
+
+
+def test_options_out_of_range_are_errors(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    for options, message in (
+        ({"utf8": "replacement"}, "utf8 is 'replacement'; expected replace, skip, fail"),
+        ({"shard_tokens": 0}, "shard_tokens is 0; expected at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prepare(tmp_path / "corpus", {"web": source}, tokenizer, **options)  # type: ignore[arg-type]
+    for name in ("w" * 201, 5):
+        with pytest.raises(ConfigError, match="domain name"):
+            prepare(tmp_path / "corpus", {name: source}, tokenizer)  # type: ignore[dict-item]
+    for limits in ({"max_fraction": 2.0}, {"min_tokens": -1}, {"min_groups": -1}):
+        with pytest.raises(ConfigError, match="holdout"):
+            Holdout(**limits)  # type: ignore[arg-type]
+    for text in ((), "text"):
+        with pytest.raises(ConfigError, match="expected one or more fields"):
+            FieldMapping(text=text)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_can_be_a_path(tmp_path: Path, tokenizer: str) -> None:
+    source = {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}
+    prepare(tmp_path / "path", source, Path(tokenizer), holdout=RULE)
+    prepare(tmp_path / "text", source, tokenizer, holdout=RULE)
+    assert contents(tmp_path / "path") == contents(tmp_path / "text")
+
+
+def test_the_current_folder_is_no_new_folder(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", WORDS)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(CorpusError, match=r"\. ends with no name"):
+        prepare(".", {"web": source}, tokenizer, holdout=RULE)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_broken_link_in_a_folder_is_an_input_error(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "text").mkdir()
+    write_jsonl(tmp_path / "text" / "a.jsonl", WORDS)
+    for name in ("b.jsonl", "c.txt", "d.parquet", "e.json", "f.arrow"):
+        (tmp_path / "text" / name).symlink_to(tmp_path / "removed")
+    with pytest.raises(CorpusError, match=r"b\.jsonl: "):
+        prepare(tmp_path / "corpus", {"web": tmp_path / "text"}, tokenizer, holdout=RULE)
+    manifest = prepare(tmp_path / "corpus", {"web": tmp_path / "text"}, tokenizer, holdout=RULE, max_errors=5)
+    assert manifest.domains["web"].left_out == {"unreadable_file": 5}
+
+
+def test_objects_on_one_line_of_a_json_file(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "a.json").write_text("".join(json.dumps({"text": text}) for text in WORDS))
+    prepare(tmp_path / "json", {"web": tmp_path / "a.json"}, tokenizer, holdout=RULE)
+    prepare(tmp_path / "lines", {"web": write_jsonl(tmp_path / "a.jsonl", WORDS)}, tokenizer, holdout=RULE)
+    assert splits(tmp_path / "json", "web") == splits(tmp_path / "lines", "web")
+
+
+def test_a_table_without_rows_is_an_empty_file(tmp_path: Path, tokenizer: str) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "empty.parquet")
+    sources = [write_jsonl(tmp_path / "a.jsonl", WORDS), tmp_path / "empty.parquet"]
+    manifest = prepare(tmp_path / "corpus", {"web": sources}, tokenizer, holdout=RULE)
+    assert manifest.domains["web"].left_out == {"empty_file": 1}

@@ -339,15 +339,15 @@ class Preparation:
                 f"{self.out} was not made from files by this version of `drpruning prepare`, so it cannot be extended",
                 "Prepare a new corpus from all of the text.",
             )
-        if notes["end_token"] != loaded.end_token:
-            raise CorpusError(
-                f"documents of {self.out} end with {notes['end_token']!r}, not with {loaded.end_token!r}",
-                "Leave out --end-token to use the corpus's end token.",
-            )
         if notes["tokenizer_sha256"] != loaded.sha256:
             raise CorpusError(
                 f"{self.out} was made with another tokenizer than {loaded.name}",
                 "Leave out --tokenizer to use the corpus's tokenizer.",
+            )
+        if notes["end_token"] != loaded.end_token:
+            raise CorpusError(
+                f"documents of {self.out} end with {notes['end_token']!r}, not with {loaded.end_token!r}",
+                "Leave out --end-token to use the corpus's end token.",
             )
         for name, domain in existing.domains.items():
             for file in domain.digests:
