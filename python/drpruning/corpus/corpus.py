@@ -105,9 +105,9 @@ class Corpus:
         if end_token is not None and not 0 <= end_token < (vocab_size or MAX_VOCAB_SIZE):
             raise ConfigError(f"end_token is {end_token}; expected 0 to {(vocab_size or MAX_VOCAB_SIZE) - 1}")
         dtypes, columns = _by_domain("dtype", dtype, domains), _by_domain("column", column, domains)
-        for name in dtypes.values():
-            if name is not None and name not in DTYPES:
-                raise ConfigError(f"dtype is {shown(name)}; expected one of {', '.join(DTYPES)}")
+        for kind in dtypes.values():
+            if kind is not None and kind not in DTYPES:
+                raise ConfigError(f"dtype is {shown(kind)}; expected one of {', '.join(DTYPES)}")
         self._file_arguments = {name: (paths, columns[name], dtypes[name]) for name, paths in domains.items()}
         self._grouped: frozenset[Path] = frozenset()
         files = {name: _find_files(*arguments) for name, arguments in self._file_arguments.items()}

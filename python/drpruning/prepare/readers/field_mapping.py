@@ -32,8 +32,9 @@ class FieldMapping:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.text, str) or not self.text:
-            raise ConfigError(f"text is {self.text!r}; expected one or more fields", 'For example text=("text",).')
+        text: object = self.text
+        if isinstance(text, str) or not text:
+            raise ConfigError(f"text is {text!r}; expected one or more fields", 'For example text=("text",).')
 
     def document(self, entry: Mapping[str, Any]) -> str | None:
         r"""Return the text of ``entry``; None if it belongs to another domain.

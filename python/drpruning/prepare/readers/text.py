@@ -137,7 +137,7 @@ def _is_json_lines(path: Path) -> bool:
                 break
     except READ_ERRORS:
         pass
-    line = start.partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf").strip()
+    line = bytes(start).partition(b"\n")[0].removeprefix(b"\xef\xbb\xbf").strip()
     if not (line.startswith(b"{") and line.endswith(b"}")):
         return False
     return len(list(islice(split_json_values([line], LONGEST_ENTRY), 2))) < 2
