@@ -213,8 +213,8 @@ def with_tables(name: str, page: str) -> str:
 
 
 def has_figure(part: str, results: Results) -> bool:
-    """Return whether the page has a figure of ``part``: the labels of all rows, with one seed, would overlap."""
-    return part in MIXTURES and len(results.seeds) > 1
+    """Return whether the page has a figure of ``part``: of several seeds, and of more rows than a sentence compares."""
+    return part in MIXTURES and len(results.seeds) > 1 and len(results.methods) > 3
 
 
 def draw_trade(part: str) -> None:
