@@ -168,6 +168,8 @@ def test_bad_requests_say_what_there_is(folder: Path) -> None:
         corpus.read_rows("code", [-1], 64)
     with pytest.raises(ConfigError, match="seq_len is 0"):
         corpus.num_rows(0)
+    with pytest.raises(ConfigError, match="split is 'dev'; expected one of train, validation, test"):
+        corpus.tokens("dev")  # type: ignore[arg-type]
 
 
 def test_the_fingerprint_is_of_training_content_not_of_place(make_corpus: MakeCorpus) -> None:

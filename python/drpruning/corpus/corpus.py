@@ -182,7 +182,7 @@ class Corpus:
 
     def tokens(self, split: Split = "train") -> dict[str, int]:
         """Return the number of tokens in each domain."""
-        return dict(zip(self.domains, self._readers[split].tokens(), strict=True))
+        return dict(zip(self.domains, self.reader(split).tokens(), strict=True))
 
     def num_rows(self, seq_len: int, split: Split = "train") -> dict[str, int]:
         """Return the number of rows of ``seq_len`` tokens in each domain; an incomplete last row is not counted."""
@@ -192,7 +192,7 @@ class Corpus:
 
     def shards(self, split: Split = "train") -> dict[str, tuple[Shard, ...]]:
         """Return the files of each domain."""
-        reader = self._readers[split]
+        reader = self.reader(split)
         return {
             name: tuple(
                 Shard(path=path, dtype=dtype, tokens=tokens, documents=documents, bytes=size)
@@ -202,7 +202,13 @@ class Corpus:
         }
 
     def reader(self, split: Split = "train") -> _native.TokenReader:
-        """Return the Rust object that reads rows, for the sampler."""
+        """Return the Rust object that reads rows, for the sampler.
+
+        Raises:
+            ConfigError: There is no such split.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"split is {shown(split)}; expected one of {', '.join(SPLITS)}")
         return self._readers[split]
 
     @cached_property
@@ -254,7 +260,7 @@ class Corpus:
                 f"domain {domain!r} has rows 0 to {count - 1} of {seq_len} tokens ({split}), not all of {index}"
             )
         out = np.empty((len(index), seq_len), np.int64)
-        self._readers[split].gather(np.full(len(index), self.domains.index(domain), np.int32), index, out)
+        self.reader(split).gather(np.full(len(index), self.domains.index(domain), np.int32), index, out)
         return out
 
     def read_tokens(self, domain: str, start: int, stop: int, split: Split = "train") -> NDArray[np.int64]:
