@@ -207,7 +207,7 @@ def with_tables(name: str, page: str) -> str:
     """Return the text ``page`` of the page ``name`` with its generated part replaced."""
     before, rest = page.split(START)
     sections = [section(part) for part in PAGES[name] if path_of(part).exists()]
-    if name == "equal_compute":
+    if name == "equal_compute" and any(path_of(part).exists() for part in SPARSITY):
         sections.append(sparsity_section())
     return "\n".join([f"{before}{START}\n", *sections, f"{END}{rest.split(END)[1]}"])
 
