@@ -102,7 +102,7 @@ DEFAULTS := drpruning-lower-bound-2,drpruning-lower-rho-0.05,drpruning-lower-rho
 DEFAULTS := $(DEFAULTS),drpruning-lower-delta-0.1,drpruning-lower-noise-0
 PLAIN := $(LOWER),natural,uniform,sheared,chi_square,drpruning,drpruning-tempered,searched
 
-mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: six hours of a core; resumable
+mixtures: $(VENV)/.installed  ## the audit of mixture rules, docs/benchmarks/mixtures.md: eight hours of a core; resumable
 	$(AUDIT) --out runs/mixtures-distilled
 	$(BIN)/python benches/study/page.py mixtures-distilled runs/mixtures-distilled/results.json
 	$(AUDIT) --strategies $(LOWER) --out runs/mixtures-distilled

@@ -63,7 +63,7 @@ SMALL = {
 EVALUATIONS = {False: 20, True: 4}
 """Evaluations of the stage continue, with --small or without."""
 ONE_SHOT = ("minitron", "drpruning")
-"""Methods with as many training tokens as steps: the others train under masks, or longer."""
+"""Methods that are cut at once: with equal steps they train on equal tokens."""
 PROMPT = "Returns\n-------\n"
 
 
@@ -224,7 +224,13 @@ def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
     "--minutes", type=click.FloatRange(0, min_open=True), help="End with a checkpoint after this number of minutes."
 )
 @click.option("--small", is_flag=True, help="Rows and text for a CPU: one row of 128 tokens in a step, four domains.")
-@click.option("--equal", type=click.Choice(["flops", "tokens"]), default="flops", show_default=True)
+@click.option(
+    "--equal",
+    type=click.Choice(["flops", "tokens"]),
+    default="flops",
+    show_default=True,
+    help="What all methods get; tokens: only the methods that are cut at once.",
+)
 def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool, equal: str) -> None:
     """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""
     work.mkdir(parents=True, exist_ok=True)

@@ -80,3 +80,5 @@ def test_the_four_ways_to_a_small_smollm2_fit_their_recipe(small: bool, tmp_path
         "drpruning": 1,
     }
     assert configs["scratch"].stages == ["continue"]
+    steps = {name: configs[name].pruning.steps + configs[name].continue_.steps for name in run.ONE_SHOT}
+    assert set(steps.values()) == {40}  # --equal tokens
