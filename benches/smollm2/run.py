@@ -63,7 +63,7 @@ SMALL = {
 EVALUATIONS = {False: 20, True: 4}
 """Evaluations of the stage continue, with --small or without."""
 ONE_SHOT = ("minitron", "minitron-repaired", "taylor-repaired", "taylor-repaired-robust", "drpruning")
-"""Methods that are cut at once: with equal steps they train on equal tokens. Each changes one thing of its predecessor."""
+"""Methods that are cut at once: with equal steps they train on equal tokens. Each adds one thing to its predecessor."""
 PROMPT = "Returns\n-------\n"
 
 

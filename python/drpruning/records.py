@@ -177,12 +177,18 @@ class ModelMeasured:
     path: str | None = None
 
 
+def with_shots(task: str, shots: int | None) -> str:
+    """Return the task with its number of examples, if it has any."""
+    return f"{task}, {shots}-shot" if shots else task
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskMeasured:
     """Scores of a model on a task of lm-evaluation-harness, or on the domain benchmark.
 
-    ``metrics`` has for instance ``acc`` and ``acc_norm``, ``errors`` their standard errors if known. ``stage`` and
-    ``step`` are those of a model in training; ``dtype`` is the data type of ``drpruning eval tasks``.
+    ``metrics`` has for instance ``acc`` and ``acc_norm``, ``errors`` their standard errors if known. ``shots`` is the
+    number of examples before each question. ``stage`` and ``step`` are those of a model in training; ``dtype`` is the
+    data type of ``drpruning eval tasks``.
     """
 
     kind: ClassVar[str] = "task_measured"
@@ -191,9 +197,15 @@ class TaskMeasured:
     metrics: dict[str, float]
     errors: dict[str, float] = field(default_factory=dict)
     samples: int | None = None
+    shots: int | None = None
     stage: str | None = None
     step: int | None = None
     dtype: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The task and its number of examples: scores with different numbers are not comparable."""
+        return with_shots(self.task, self.shots)
 
 
 @dataclass(frozen=True, kw_only=True)

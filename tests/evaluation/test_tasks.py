@@ -27,6 +27,7 @@ from drpruning.evaluation.tasks import TaskScore, find_tasks, record_scores
 from drpruning.files import locked
 from drpruning.hf.tokenizers import corpus_tokenizer
 from drpruning.records import TaskMeasured, read_records
+from drpruning.report.task_table import task_table
 from drpruning.train.run import train
 from tests.evaluation.conftest import items, planned, tiny_model
 from tests.evaluation.test_benchmark import offline
@@ -122,6 +123,13 @@ def test_scores_of_a_run_are_added_to_its_records(bench: Path, stories: Corpus, 
     assert [(item.model, item.task, item.metrics) for item in recorded] == [
         ("recovered", task["task"], task["metrics"]) for task in printed
     ]
+    few = ["eval", "tasks", str(run), "--task", str(bench), "--num-fewshot", "2"]
+    assert "stories_sea, 2-shot" in CliRunner().invoke(group, few).stdout
+    labels = [item.label for item in read_records(run / "metrics.jsonl") if isinstance(item, TaskMeasured)]
+    assert labels == ["stories_sea", "stories_sky", "stories_sea, 2-shot", "stories_sky, 2-shot"]
+    rows = task_table(read_records(run / "metrics.jsonl")).rows
+    assert {row.cells[0].text for row in rows} == set(labels)
+    recorded = list(read_records(run / "metrics.jsonl"))
     shown = CliRunner().invoke(group, ["eval", "tasks", str(run), "--task", str(bench), "--limit", "2"]).stdout
     assert "stories_sea" in shown
     assert "acc_norm" in shown

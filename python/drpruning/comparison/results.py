@@ -250,7 +250,7 @@ def _run(job: Job, records: Sequence[Record]) -> RunResult:
     measured = {record.model: record for record in records if isinstance(record, ModelMeasured)}
     stages = dict.fromkeys(record.stage for record in records if isinstance(record, StageStarted))
     tasks = {
-        record.task: record.metrics
+        record.label: record.metrics
         for record in records
         if isinstance(record, TaskMeasured) and record.model == "recovered" and record.stage is None
     }

@@ -34,7 +34,7 @@ class TaskScore:
         errors: Standard errors over documents, where known.
         samples: Number of documents.
         version: Version of the task.
-        shots: Number of examples before each question, if a list of tasks sets it.
+        shots: Number of examples before each question; None if unknown.
         counts: The metric to report, if a list of tasks sets it.
     """
 
@@ -56,6 +56,7 @@ class TaskScore:
             metrics=dict(self.metrics),
             errors=dict(self.errors),
             samples=self.samples,
+            shots=self.shots,
             stage=stage,
             step=step,
             dtype=dtype,
@@ -309,8 +310,9 @@ def _scores(found: Any) -> Iterator[TaskScore]:
             metric = name.removesuffix("_stderr")
             if math.isfinite(value):
                 into[metric if filtered == "none" else f"{metric},{filtered}"] = float(value)
+        version = str(found.get("versions", {}).get(task, ""))
         yield TaskScore(
-            task, metrics, errors, int(samples[task]["effective"]), str(found.get("versions", {}).get(task, ""))
+            task, metrics, errors, int(samples[task]["effective"]), version, shots=found.get("n-shot", {}).get(task)
         )
 
 

@@ -19,7 +19,7 @@ Score = tuple[float, float, int | None]
 
 
 def task_table(records: Iterable[Record]) -> Table:
-    """Return the scores among ``records``; if a score was measured twice, the later one."""
+    """Return the scores among ``records``; of two with the same number of examples, the later one."""
     scores: dict[tuple[str, str], dict[str, Score]] = {}
     models: dict[str, None] = {}
     for record in records_of(records, TaskMeasured):
@@ -27,7 +27,7 @@ def task_table(records: Iterable[Record]) -> Table:
         models[model] = None
         for metric, value in record.metrics.items():
             error = record.errors.get(metric, math.nan)
-            scores.setdefault((record.task, metric), {})[model] = (value, error, record.samples)
+            scores.setdefault((record.label, metric), {})[model] = (value, error, record.samples)
     columns = list(models)[-MOST_MODELS:]
     return Table(
         ["task", "metric", "samples", *columns],

@@ -12,6 +12,7 @@ from drpruning.evaluation.models import NamedModel
 from drpruning.evaluation.tasks import TaskScore
 from drpruning.formatting import NONE, number, printable
 from drpruning.intervals import NORMAL_95
+from drpruning.records import with_shots
 from drpruning.tables import Cell, Row, Table
 from drpruning.tables.terminal import print_table
 
@@ -67,7 +68,11 @@ def _list_table(scored: Sequence[ScoredModel]) -> Table:
 def _metrics_table(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table:
     """Tabulate all metrics of one model."""
     rows = [
-        Row.of(score.task, *(_score_cell(score, metric) for metric in metrics), f"{score.samples:,}")
+        Row.of(
+            with_shots(score.task, score.shots),
+            *(_score_cell(score, metric) for metric in metrics),
+            f"{score.samples:,}",
+        )
         for score in scores
     ]
     if len(rows) > 1:
@@ -77,7 +82,10 @@ def _metrics_table(scores: Sequence[TaskScore], metrics: Sequence[str]) -> Table
 
 def _models_table(scored: Sequence[ScoredModel], metric: str) -> Table:
     """Tabulate one metric of several models."""
-    by_task = [{score.task: score for score in scores if metric in score.metrics} for _, scores in scored]
+    by_task = [
+        {with_shots(score.task, score.shots): score for score in scores if metric in score.metrics}
+        for _, scores in scored
+    ]
     tasks = dict.fromkeys(task for scores in by_task for task in scores)
     rows = [
         Row.of(task, *(_score_cell(scores[task], metric) if task in scores else Cell(NONE) for scores in by_task))
