@@ -154,6 +154,10 @@ LARGER := model.architecture.layers=6 model.architecture.hidden=128 model.archit
 LARGER += model.architecture.intermediate=384 prune.target.layers=5 prune.target.hidden=96 prune.target.heads=6
 LARGER += prune.target.intermediate=288 pretrain.steps=1200 pretrain.learning_rate=3.0e-3 prune.batch_size=16
 LARGER += continue.batch_size=16
+LARGEST := model.architecture.layers=7 model.architecture.hidden=256 model.architecture.heads=8 model.architecture.kv_heads=4
+LARGEST += model.architecture.intermediate=640 prune.target.layers=6 prune.target.hidden=192 prune.target.heads=6
+LARGEST += prune.target.intermediate=480 pretrain.steps=1200 pretrain.learning_rate=2.0e-3 prune.batch_size=16
+LARGEST += continue.batch_size=16
 EVEN_ROWS := one-shot-distilled,repaired,repaired-constant,repaired-tempered,repaired-distilled,repaired-distilled-tempered
 EVEN_ROWS := $(EVEN_ROWS),repaired-lower,repaired-lower-tempered,repaired-distilled-lower,repaired-distilled-lower-tempered
 LOWER_ROWS := one-shot-distilled,repaired-distilled,repaired-tempered
@@ -162,6 +166,8 @@ LARGER_ROWS := one-shot-distilled,constant,sheared,activation-distilled,repaired
 LARGER_ROWS := $(LARGER_ROWS),repaired-tempered,repaired-distilled-tempered
 LARGER_LOWER_ROWS := one-shot-distilled,repaired-tempered,repaired-lower
 LARGER_LOWER_ROWS := $(LARGER_LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
+LARGEST_ROWS := one-shot-distilled,activation-distilled,repaired-constant,repaired-tempered,repaired-lower
+LARGEST_ROWS := $(LARGEST_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 
 SPARSITY_ROWS := one-shot-distilled,constant,activation-distilled,repaired-constant,repaired-tempered
 SPARSITY_ROWS := $(SPARSITY_ROWS),repaired-distilled-lower-tempered
@@ -175,6 +181,8 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 	$(BIN)/python benches/study/page.py equal-compute-larger runs/equal-compute-larger/results.json
 	$(EQUAL) $(LARGER:%=--set %) --seeds 3 --out runs/equal-compute-larger --strategies $(LARGER_LOWER_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-larger-lower runs/equal-compute-larger/results.json
+	$(EQUAL) $(LARGEST:%=--set %) --seeds 1 --out runs/equal-compute-largest --strategies $(LARGEST_ROWS)
+	$(BIN)/python benches/study/page.py equal-compute-largest runs/equal-compute-largest/results.json
 	$(EQUAL) --set pretrain.mixture=uniform --seeds 3 --out runs/equal-compute-even --strategies $(EVEN_ROWS)
 	$(BIN)/python benches/study/page.py equal-compute-even runs/equal-compute-even/results.json
 	for shape in '20 4 56 160' '35 3 56 144' '55 2 48 144' '71 2 32 128'; do set -- $$shape; \

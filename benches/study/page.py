@@ -77,6 +77,7 @@ EQUAL = {
     "equal-compute-lower": "The same base: references that predictions may only lower",
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
     "equal-compute-larger-lower": "The same base: references that predictions may only lower",
+    "equal-compute-largest": "A base of 5.2 million parameters, trained at the reference ratio",
     "equal-compute-even": "A base of 0.3 million parameters, trained on equal shares",
 }
 OTHERS = {
@@ -93,6 +94,7 @@ EQUAL_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "equal-compute-lower": {"repaired-tempered": ()},
     "equal-compute-larger": OTHERS,
     "equal-compute-larger-lower": {"repaired-tempered": ()},
+    "equal-compute-largest": {"repaired-constant": ("repaired-tempered", "activation-distilled")},
     "equal-compute-even": LOWER,
 }
 EQUAL_COMPUTE: Parts = {part: (title, {"one-shot-distilled": (), **EQUAL_ROWS[part]}) for part, title in EQUAL.items()}
