@@ -46,6 +46,7 @@ def shard_of(body: dict[str, Any]) -> dict[str, Any]:
         (lambda b: b["domains"]["web"].pop("validation"), r"expected a key domains\.web\.validation"),
         (lambda b: b["domains"]["web"].update(train=[]), r"domains\.web\.train to be at least one shard"),
         (lambda b: b["domains"]["web"].update(train={}), r"domains\.web\.train to be a list"),
+        (lambda b: b["domains"]["web"].update(test=[shard_of(b)]), r"web\.test to be shards that no domain trains on"),
         (lambda b: shard_of(b).update(tokens=True), r"domains\.web\.train\[0\]\.tokens to be an integer"),
         (lambda b: shard_of(b).update(file="/etc/passwd"), "a path inside the folder"),
         (lambda b: shard_of(b).update(file="../x.bin"), "a path inside the folder"),

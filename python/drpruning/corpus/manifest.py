@@ -244,6 +244,11 @@ def read_corpus_json(folder: Path) -> tuple[Tokenizer, dict[Split, Shards]]:
     for name, shards in splits["train"].items():
         if not shards:
             raise domains.child(name).invalid_value("train", "at least one shard", [])
+    trained = {shard.path for shards in splits["train"].values() for shard in shards}
+    for split in ("validation", "test"):
+        for name, shards in splits[split].items():
+            if both := [shard.path.name for shard in shards if shard.path in trained]:
+                raise domains.child(name).invalid_value(split, "shards that no domain trains on", both[0])
     return tokenizer, splits
 
 
