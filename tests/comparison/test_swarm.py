@@ -81,6 +81,14 @@ def test_a_row_is_a_method_without_the_effects_of_its_seeds(results: Results) ->
     assert base_losses(results) == {"web": 1.5, "code": 2.0}
 
 
+def test_the_effects_of_seeds_need_no_method_with_all_seeds(results: Results) -> None:
+    pairs = {"constant": (1, 2), "moving": (2, 3), "even": (4,)}  # no other method has run with seed 4
+    effects = {1: 0.0, 2: 0.5, 3: -0.2, 4: 1.0}
+    runs = [run_result(name, seed, effects[seed]) for name, seeds in pairs.items() for seed in seeds]
+    swarm, _ = swarm_of(results.model_copy(update={"runs": runs, "seeds": [1, 2, 3, 4]}))
+    np.testing.assert_allclose(swarm.losses, 3.0 + np.array([[0.1], [0.1], [1.0]]) - swarm.mixtures)
+
+
 def test_a_method_without_a_finished_run_is_named(results: Results) -> None:
     runs = [run for run in results.runs if run.method != "even"]
     swarm, left_out = swarm_of(results.model_copy(update={"runs": runs}))

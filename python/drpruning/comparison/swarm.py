@@ -38,8 +38,8 @@ def swarm_of(results: Results) -> tuple[Swarm, dict[str, str]]:
     """Return the methods of a comparison as a swarm.
 
     A row is a method: the mixture that its runs drew, averaged over tokens and seeds, and the final losses, averaged
-    over seeds. One row for each run would put runs of one mixture on both sides of a cross-validation. The effect of a
-    seed is subtracted: the mean loss over the methods that have all seeds.
+    over seeds. One row for each run would put runs of one mixture on both sides of a cross-validation. The effect of
+    each seed is subtracted: by least squares, a loss is the sum of one term of its method and one of its seed.
 
     Returns:
         The swarm, and the reason why a method is not in it, by name.
@@ -74,13 +74,19 @@ def _unlike(method: Method) -> str | None:
 
 
 def _seed_effects(results: Results, rows: Mapping[str, list[RunResult]]) -> dict[int, NDArray[np.float64]]:
-    """Return what each seed adds to the loss of each domain; zero if no method has all seeds."""
+    """Return what each seed adds to the loss of each domain; their sum is zero over seeds that methods connect.
+
+    These are the normal equations of the least squares without the terms of the methods: a graph Laplacian, in which
+    each method connects its seeds. A seed that no method connects to another has the effect zero.
+    """
     seeds = sorted({run.seed for runs in rows.values() for run in runs})
-    whole = [runs for runs in rows.values() if [run.seed for run in runs] == seeds]
-    if not whole:
-        return dict.fromkeys(seeds, np.zeros(len(results.domains)))
-    means = np.mean([[_losses(results, run) for run in runs] for runs in whole], axis=0)
-    return dict(zip(seeds, means - means.mean(axis=0), strict=True))
+    laplacian, right = np.zeros((len(seeds), len(seeds))), np.zeros((len(seeds), len(results.domains)))
+    for runs in rows.values():
+        places = [seeds.index(run.seed) for run in runs]
+        values = np.array([_losses(results, run) for run in runs])
+        laplacian[np.ix_(places, places)] += np.eye(len(runs)) - 1 / len(runs)
+        right[places] += values - values.mean(axis=0)
+    return dict(zip(seeds, np.linalg.pinv(laplacian, hermitian=True) @ right, strict=True))
 
 
 def _losses(results: Results, run: RunResult) -> NDArray[np.float64]:
