@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drpruning import _native
@@ -190,7 +190,17 @@ COUNTS = st.floats(1e-300, 1e300) | st.floats(1, 1e15)
 LOSSES = st.floats(1e-6, 1e6) | st.floats(2, 3) | st.floats(-1, 1e308) | st.sampled_from([np.nan, np.inf, 2.0])
 
 
+FAR = [  # without an irreducible loss the law falls by more digits than a float has
+    (2.0, 2.842123803378271e277, 430064.0207221636),
+    (7872273929749239.0, 168617252654.0, 1.0),
+    (129298121606429.0, 222573663825.0, 247.0),
+    (495404102632872.0, 1.75, 178.0),
+    (8558206214424.0, 1.0, 1.0),
+]
+
+
 @given(st.lists(st.tuples(COUNTS, COUNTS, LOSSES), min_size=1, max_size=12), st.booleans())
+@example(points=FAR, scheduled=False)
 @settings(deadline=None, max_examples=200)
 def test_any_points_give_a_finite_law(points: list[tuple[float, float, float]], scheduled: bool) -> None:
     if not np.isfinite([loss for _, _, loss in points]).any():

@@ -204,8 +204,12 @@ class Fit:
 
     def log_loss(self, x: Vector, t: Vector) -> Vector:
         """Return the logarithm of the law at log P and log T."""
-        u, w, _, _ = self.theta
-        return np.asarray(u + np.log1p(w * (self.fall(x, t) - 1)))
+        return np.asarray(self.theta[0] + np.log(self._inside(self.fall(x, t))))
+
+    def _inside(self, b: Vector) -> Vector:
+        """Return the law in parts of its value at the origin, above 0; exact without an irreducible loss (w = 1)."""
+        w = self.theta[1]
+        return np.maximum(1 - w + w * b, math.exp(-LARGEST_POWER))
 
     def fall(self, x: Vector, t: Vector) -> Vector:
         """Return ``b`` of the core's documentation: 1 at the origin, and smaller the more parameters and tokens."""
@@ -226,7 +230,7 @@ class Fit:
         """Return the linearised covariance of ``(u, w, alpha, beta)``, ``[4, 4]``; zero at a bound or if fixed."""
         _, w, _, _ = self.theta
         b = self.fall(self.x, self.t)
-        inside = 1 + w * (b - 1)
+        inside = self._inside(b)
         falling = w * b / inside
         x, t = self.x - self.origin[0], self.t - self.origin[1]
         J = np.stack([np.ones_like(b), (b - 1) / inside, -falling * x, -falling * t], axis=1)
