@@ -168,6 +168,7 @@ LARGER_LOWER_ROWS := one-shot-distilled,repaired-tempered,repaired-lower
 LARGER_LOWER_ROWS := $(LARGER_LOWER_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
 LARGEST_ROWS := one-shot-distilled,activation-distilled,repaired-constant,repaired-tempered,repaired-lower
 LARGEST_ROWS := $(LARGEST_ROWS),repaired-lower-tempered,repaired-distilled-lower-tempered
+LARGEST_ROWS := $(LARGEST_ROWS),repaired-fixed-tempered,repaired-milder
 
 SPARSITY_ROWS := one-shot-distilled,constant,activation-distilled,repaired-constant,repaired-tempered
 SPARSITY_ROWS := $(SPARSITY_ROWS),repaired-distilled-lower-tempered
