@@ -15,7 +15,10 @@ from drpruning.planning.cost import parse_cluster
 from drpruning.planning.starter import (
     DEFAULT_EPOCHS,
     DISTILL_WEIGHTS,
+    EVALUATIONS,
     MASK_DISTILL_WEIGHT,
+    MOST_DELTA,
+    RATIO_TRAVEL,
     RIDGE,
     Machine,
     StarterRecipe,
@@ -61,6 +64,9 @@ def test_tokens_batches_and_evaluations_fit_the_budget(
         assert stage.batch_size % ranks == 0
         assert (stage.batch_size // ranks) % (config.training.micro_batch_size or 1) == 0
         assert stage.steps // stage.eval_every <= 120
+    assert config.mixture.delta == pytest.approx(
+        min(RATIO_TRAVEL / (config.continue_.steps // config.continue_.eval_every), MOST_DELTA), rel=0.05
+    )
     assert config.pruning.steps == 1 or 1280 <= config.pruning.steps <= 3200
     assert sum(config.data.reference_ratio.values()) == pytest.approx(1, abs=1e-12)
     assert config.data.corpus == str(corpus.folder)
@@ -97,6 +103,7 @@ def test_shipped_recipes_with_the_settings_of_init_have_them(name: str) -> None:
     else:
         assert (config.pruning.steps, config.pruning.repair) == (1, RIDGE)
     assert (after.weight, after.final_weight) == DISTILL_WEIGHTS
+    assert config.mixture.delta == RATIO_TRAVEL / EVALUATIONS
     assert (config.pruning.gate_init, config.pruning.calibration.rows) == ("taylor", "even")
 
 

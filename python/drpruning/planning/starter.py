@@ -47,6 +47,9 @@ LEARNING_RATE, AT_PARAMETERS = 1e-4, 1.3e9
 LEARNING_RATES = 5e-5, 1e-3
 EVALUATIONS = 60
 """Evaluations in the continue stage, and updates of the mixture; the paper has 120 in much longer runs."""
+RATIO_TRAVEL, MOST_DELTA = 1.5, 0.2
+"""``mixture.delta`` times the evaluations: the centre of the ball ends about 70% of the way from the tempered ratio to
+the weights (docs/benchmarks/equal_compute.md). And the largest delta, where evaluations are few."""
 EVALUATION_SHARE = 0.1
 """Most arithmetic of evaluations, relative to that of training steps."""
 EVALUATION_ROWS = 8, 500
@@ -418,11 +421,16 @@ def _continue(values: Mapping[str, Any]) -> str:
 
 def _mixture(values: Mapping[str, Any]) -> str:
     measured = "the model before training" if values["target"] is None else "the unpruned model"
+    evaluations = values["steps"] // values["eval_every"]
+    delta = min(RATIO_TRAVEL / evaluations, MOST_DELTA)
     return "\n".join(
         [
             "mixture:",
             _line("  strategy: drpruning", "static ones can be as good: drpruning compare RECIPE --methods static"),
             _line("  reference_loss: base", f"excess loss is measured against {measured}"),
+            _line(
+                f"  delta: {delta:.2g}", f"{RATIO_TRAVEL} / evaluations: the centre of the ball leaves the ratio slowly"
+            ),
             _line(f"  max_epochs: {MAX_EPOCHS}", "no domain is repeated more often in a stage"),
         ]
     )
