@@ -74,9 +74,9 @@ MASKS: Parts = {
 }
 EQUAL = {
     "equal-compute": "A base of 0.3 million parameters, trained at the reference ratio",
-    "equal-compute-lower": "The same base: references that predictions may only lower",
+    "equal-compute-lower": "The same base: references that predictions may only lower, and other centres",
     "equal-compute-larger": "A base of 1.4 million parameters, trained at the reference ratio",
-    "equal-compute-larger-lower": "The same base: references that predictions may only lower",
+    "equal-compute-larger-lower": "The same base: references that predictions may only lower, and other centres",
     "equal-compute-largest": "A base of 5.2 million parameters, trained at the reference ratio",
     "equal-compute-even": "A base of 0.3 million parameters, trained on equal shares",
 }
@@ -89,13 +89,20 @@ LOWER = {
     "repaired-tempered": ("repaired-lower-tempered", "repaired-distilled-lower-tempered"),
     "repaired-distilled": ("repaired-distilled-lower",),
 }
+CENTRES = {
+    "repaired-constant": ("repaired-milder", "repaired-slow-tempered"),
+    "repaired-lower-tempered": ("repaired-slow-tempered", "repaired-fixed-tempered"),
+}
+DISTILLED_CENTRES = {
+    "repaired-distilled-lower-tempered": ("repaired-distilled-slow-tempered", "repaired-distilled-fixed-tempered"),
+}
 EQUAL_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "equal-compute": OTHERS,
-    "equal-compute-lower": {"repaired-tempered": ()},
+    "equal-compute-lower": {"repaired-tempered": ()} | CENTRES | DISTILLED_CENTRES,
     "equal-compute-larger": OTHERS,
-    "equal-compute-larger-lower": {"repaired-tempered": ()},
+    "equal-compute-larger-lower": {"repaired-tempered": ()} | CENTRES,
     "equal-compute-largest": {"repaired-constant": ("repaired-tempered", "activation-distilled")},
-    "equal-compute-even": LOWER,
+    "equal-compute-even": LOWER | CENTRES | DISTILLED_CENTRES,
 }
 EQUAL_COMPUTE: Parts = {part: (title, {"one-shot-distilled": (), **EQUAL_ROWS[part]}) for part, title in EQUAL.items()}
 SPARSITY = {

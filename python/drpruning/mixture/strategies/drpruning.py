@@ -88,9 +88,10 @@ class DRPruning(RuleStrategy):
        ratio. A domain that stays behind can so gain more than one ball allows.
 
     :meth:`published` has the settings of the paper's public code; ``docs/fidelity.md`` lists each difference to the
-    defaults and its measured effect. With some 20 evaluations use a larger ``delta`` (0.2), or the ratio hardly moves.
-    ``predict_after_fraction=1`` switches predictions off up to the last evaluation; ``delta=0`` keeps the
-    ratio where it is.
+    defaults and its measured effect. How far the ratio moves in a stage depends on ``delta`` times the number of
+    evaluations: with 20 evaluations and 0.1 it hardly moves, with 60 it ends at the weights. Recipes of ``drpruning
+    init`` have 1.5 / evaluations. ``delta=0`` keeps the ratio where it is; ``predict_after_fraction=1`` switches
+    predictions off up to the last evaluation.
 
     Give :meth:`init` reference losses where you can, such as those of the unpruned model. Without them, a domain that
     the mixture neglects falls slowly, is therefore predicted to end high, shows little excess and stays neglected.
