@@ -429,7 +429,8 @@ def _mixture(values: Mapping[str, Any]) -> str:
             _line("  strategy: drpruning", "static ones can be as good: drpruning compare RECIPE --methods static"),
             _line("  reference_loss: base", f"excess loss is measured against {measured}"),
             _line(
-                f"  delta: {delta:.2g}", f"{RATIO_TRAVEL} / evaluations: the centre of the ball leaves the ratio slowly"
+                f"  delta: {delta:.2g}",
+                f"{RATIO_TRAVEL} / evaluations, at most {MOST_DELTA}: the centre of the ball leaves the ratio slowly",
             ),
             _line(f"  max_epochs: {MAX_EPOCHS}", "no domain is repeated more often in a stage"),
         ]
