@@ -197,7 +197,7 @@ equal-compute: $(VENV)/.installed  ## whole methods at equal FLOPs, docs/benchma
 	done
 
 masks: $(VENV)/.installed  ## masks on few tokens, cycles, long runs, docs/benchmarks/masks.md: 2 to 10 minutes of a core per run; resumable
-	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 3
+	$(STUDY) --methods benches/study/masks.yaml --out runs/masks --seeds 2
 	$(BIN)/python benches/study/page.py masks runs/masks/results.json
 	$(BIN)/drpruning compare benches/study/mixtures-recipe.yaml --methods benches/study/crossing.yaml --seeds 2 \
 		--set prune.calibration.tokens=16384 --set data.reference_ratio=natural --out runs/crossing
